@@ -1,0 +1,1 @@
+"""Settings and credentials: the recipe, and what is saved in the Prefect UI."""

@@ -1,0 +1,272 @@
+"""The recipe: one YAML file that says everything about a run, and the parameter of every pipeline flow.
+
+Field descriptions are the form a person sees in the Prefect UI, so they speak to that person. Reading, validating and resolving
+paths happens here; checks that need other rooms (trainer flags, data rows, offers) are in `tasks/check_recipe.py`.
+"""
+
+import hashlib
+import json
+import os
+import re
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from plugins.errors import UserError
+
+RUN_ID = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,38}[a-z0-9])?")
+StageName = Literal["sft", "rl"]
+FlagValue = bool | int | float | str | list[int | float | str]
+
+
+class Section(BaseModel):
+    """A part of the recipe: unknown keys are errors, because a misspelt key would be a silent default."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class LiumSection(Section):
+    """Which Lium API rents the pods."""
+
+    base_url: str | None = Field(
+        None,
+        description="'emulator' runs the Lium API on this machine (nothing is paid). A URL names another API. Empty: "
+        "LIUM_BASE_URL, else the real marketplace.",
+    )
+    credentials_block: str | None = Field(
+        None, description="Name of a saved 'Lium credentials' block. Empty: LIUM_API_KEY or ~/.lium/config.ini."
+    )
+
+
+class PodSection(Section):
+    """The machine to rent and the money it may cost."""
+
+    gpu: str = Field("H200", description="GPU model as Lium names it, short (H200) or full (NVIDIA H200).")
+    gpu_count: int = Field(1, ge=1, le=64, description="GPUs on the pod.")
+    max_price_per_gpu_hour: float | None = Field(None, gt=0, description="Price ceiling in USD per GPU-hour.")
+    budget_usd: float | None = Field(None, gt=0, description="Most that this run may cost in USD.")
+    volume: str | None = Field(None, description="Lium volume mounted at /mnt: a name, 'new:name=x' or 'id:<huid>'.")
+    image: str | None = Field(None, description="Training image 'name:tag' the pod starts with.")
+    template_id: str | None = Field(None, description="Lium template to rent with, instead of an image.")
+    ray_cpus: int = Field(2, ge=1, description="CPUs that Ray offers on the pod; slime needs at least GPUs + 2.")
+    dead_man_minutes: int = Field(
+        30, ge=5, le=1440, description="The pod ends by itself this long after the last sign of the steering flow."
+    )
+    ready_timeout_minutes: float = Field(30, gt=0, description="Longest wait for a rented pod to become ready.")
+    keep: bool = Field(False, description="Leave the pod running at the end. It costs money until its dead-man end.")
+
+
+class ModelSection(Section):
+    """Where the weights come from."""
+
+    hf_checkpoint: str | None = Field(None, description="Hugging Face folder on the pod; empty: random (tinyslime).")
+    args: dict[str, FlagValue] = Field(
+        default_factory=dict, description="Model shape as slime flags without dashes in front, e.g. num-layers: 2."
+    )
+
+
+class TrainerSection(Section):
+    """Which program trains."""
+
+    kind: Literal["slime", "tinyslime", "command"] = Field(
+        "slime", description="slime; tinyslime, its stand-in for machines with no GPU; or your own command."
+    )
+    slime_dir: str = Field("/root/slime", description="Folder of slime on the pod (kind: slime).")
+
+
+class EnvironmentSection(Section):
+    """The RL environment, reached over HTTP."""
+
+    url: str | None = Field(None, description="Base URL of a running environment server, reachable from the pod.")
+    task: Literal["arithmetic", "answer"] | None = Field(
+        None, description="Serve this built-in task on the pod instead of using a URL."
+    )
+
+    @model_validator(mode="after")
+    def _one_of(self) -> "EnvironmentSection":
+        if (self.url is None) == (self.task is None):
+            raise ValueError("give exactly one of 'url' and 'task'")
+        return self
+
+
+class StageSection(Section):
+    """One training step."""
+
+    data: str | None = Field(
+        None, description="Prompt data, JSONL or parquet; a relative path starts at the recipe's folder."
+    )
+    num_rollout: int | None = Field(None, ge=1, description="Total rollouts (slime's --num-rollout), not 'more'.")
+    num_epoch: int | None = Field(None, ge=1, description="Epochs over the data instead of num_rollout.")
+    save_interval: int = Field(20, ge=1, description="Rollouts between checkpoints.")
+    args: dict[str, FlagValue] = Field(
+        default_factory=dict, description="Any other slime flag, without dashes in front, e.g. lr: 1e-5."
+    )
+    command: list[str] | str | None = Field(
+        None, description="kind: command only: your argv, or one shell line (the old SLIME_SFT_CMD / SLIME_RL_CMD)."
+    )
+
+
+class RLSection(StageSection):
+    """The RL stage: a stage with an environment and weights to start from."""
+
+    environment: EnvironmentSection | None = Field(None, description="The HTTP environment that gives rewards.")
+    init: str | None = Field(
+        None,
+        description="Start from this run's SFT stage ('sft'), from another run's ('run:<run_id>/sft'), or, empty, from "
+        "model.hf_checkpoint. With an sft section in the recipe the default is 'sft'.",
+    )
+
+    @field_validator("init")
+    @classmethod
+    def _init_form(cls, value: str | None) -> str | None:
+        if value is not None and value != "sft" and not re.fullmatch(r"run:[a-z0-9-]+/(sft|rl)", value):
+            raise ValueError("expected 'sft' or 'run:<run_id>/sft'")
+        return value
+
+
+class CheckpointSection(Section):
+    """Where sealed checkpoints are kept."""
+
+    store: str = Field(
+        "folder:~/.trainstack/store", description="Store URI: folder:<path>. The path must be visible from the pod."
+    )
+    keep: int = Field(3, ge=1, description="Newest checkpoints of a stage to keep.")
+
+
+class Recipe(Section):
+    """Everything about a run."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,24}$", description="Short name; run ids start with it.")]
+    seed: int = Field(1, ge=0, description="Seed of data order, sampling and initial weights.")
+    lium: LiumSection = Field(default_factory=LiumSection)
+    pod: PodSection = Field(default_factory=PodSection)
+    model: ModelSection = Field(default_factory=ModelSection)
+    trainer: TrainerSection = Field(default_factory=TrainerSection)
+    sft: StageSection | None = Field(None, description="Supervised fine-tuning; leave out to skip.")
+    rl: RLSection | None = Field(None, description="Reinforcement learning; leave out to skip.")
+    checkpoint: CheckpointSection = Field(default_factory=CheckpointSection)
+    api_url: str | None = Field(
+        None, description="Public URL of the Prefect API for the pod. Empty: a reverse tunnel to the API in use here."
+    )
+    env: dict[str, str] = Field(default_factory=dict, description="Environment of the trainer. Not for secrets.")
+    secrets: list[str] = Field(
+        default_factory=list,
+        description="Names of environment variables to hand to the pod over SSH standard input, e.g. HF_TOKEN.",
+    )
+    max_attempts: int = Field(4, ge=1, le=50, description="Attempts a stage may take in one call of the pipeline.")
+    heartbeat_s: float = Field(10, ge=1, le=60, description="Seconds between a stage's heartbeats.")
+
+    def stage(self, name: StageName) -> StageSection:
+        """The section of a stage; UserError when the recipe has none."""
+        section = self.sft if name == "sft" else self.rl
+        if section is None:
+            raise UserError(f"Recipe '{self.name}' has no '{name}:' section, so there is no {name} stage to run.")
+        return section
+
+    def stages(self) -> list[StageName]:
+        """The stages the recipe has, in the order they run."""
+        return [name for name, section in (("sft", self.sft), ("rl", self.rl)) if section is not None]  # type: ignore[misc]
+
+    def digest(self) -> str:
+        """SHA-256 over the canonical JSON form: equal recipes have equal digests whatever their layout in YAML."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def home() -> Path:
+    """Folder of everything trainstack keeps on this machine: TRAINSTACK_DIR, else ~/.trainstack."""
+    return Path(os.environ.get("TRAINSTACK_DIR") or Path.home() / ".trainstack").expanduser().resolve()
+
+
+def check_run_id(run_id: str) -> str:
+    """Return the run id, or raise UserError: it becomes part of pod names, artifact keys and paths."""
+    if not RUN_ID.fullmatch(run_id):
+        raise UserError(
+            f"Run id {run_id!r} will not do: use 1 to 40 of a-z, 0-9 and '-', with a letter or digit at both ends."
+        )
+    return run_id
+
+
+def load_recipe(path: str | Path) -> Recipe:
+    """Read, validate and resolve a recipe file.
+
+    Relative data paths are resolved against the recipe's folder, `~` in the store is expanded. Raises UserError that names
+    the file, the key path and what was expected.
+    """
+    file = _find(Path(path).expanduser())
+    try:
+        raw = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"Cannot read recipe {file}: {error}") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"Recipe {file} is not valid YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(raw, dict):
+        raise UserError(f"Recipe {file}: expected a mapping of keys such as 'name:', found {type(raw).__name__}.")
+    return parse_recipe(raw, source=str(file), folder=file.parent)
+
+
+def parse_recipe(raw: dict[str, Any], *, source: str, folder: Path | None = None) -> Recipe:
+    """Validate a recipe given as data; `source` names it in messages. See `load_recipe`."""
+    try:
+        recipe = Recipe.model_validate(raw)
+    except ValidationError as error:
+        raise UserError(explain(error, source)) from error
+    if not recipe.stages():
+        raise UserError(f"{source}: a recipe needs an 'sft:' or an 'rl:' section (or both).")
+    return _resolve(recipe, folder or Path.cwd())
+
+
+def explain(error: ValidationError, source: str) -> str:
+    """One line for each mistake: where (file and key path), what is wrong, what would be right."""
+    lines = []
+    for item in error.errors(include_url=False):
+        key = ".".join(str(part) for part in item["loc"]) or "(top level)"
+        if item["type"] == "extra_forbidden":
+            lines.append(f"{source}: {key}: unknown key{_near(item['loc'])}")
+        elif item["type"] == "missing":
+            lines.append(f"{source}: {key}: missing; this key is required")
+        else:
+            lines.append(f"{source}: {key}: {item['msg']} (found {item['input']!r:.80})")
+    return "\n".join(lines)
+
+
+def _near(loc: tuple[int | str, ...]) -> str:
+    import difflib
+
+    model: type[BaseModel] = Recipe
+    for part in loc[:-1]:
+        field = model.model_fields.get(str(part))
+        kinds = [field.annotation, *getattr(field.annotation, "__args__", ())] if field else []
+        model = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), model)
+    near = difflib.get_close_matches(str(loc[-1]), model.model_fields, n=2)
+    known = ", ".join(model.model_fields)
+    return f"; did you mean {' or '.join(near)}?" if near else f"; known keys here: {known}"
+
+
+def _find(path: Path) -> Path:
+    """The file itself, or the same relative path under the installed code: deployments run in a folder of their own."""
+    candidates = [path] if path.is_absolute() else [Path.cwd() / path, Path(__file__).resolve().parent.parent / path]
+    for candidate in candidates:
+        if candidate.is_file():
+            return candidate.resolve()
+    raise UserError(f"Recipe not found: {path} (looked at {', '.join(map(str, candidates))}).")
+
+
+def _resolve(recipe: Recipe, folder: Path) -> Recipe:
+    changes: dict[str, Any] = {}
+    for name in recipe.stages():
+        section = recipe.stage(name)
+        update: dict[str, Any] = {}
+        if section.data and "://" not in section.data:
+            update["data"] = str((folder / Path(section.data).expanduser()).resolve())
+        if isinstance(section, RLSection) and section.init is None and recipe.sft is not None:
+            update["init"] = "sft"
+        changes[name] = section.model_copy(update=update)
+    kind, _, where = recipe.checkpoint.store.partition(":")
+    if kind == "folder":
+        default = where == "~/.trainstack/store"
+        where = str(home() / "store") if default else str((folder / Path(where).expanduser()).resolve())
+        changes["checkpoint"] = recipe.checkpoint.model_copy(update={"store": f"folder:{where}"})
+    return recipe.model_copy(update=changes)

@@ -1,0 +1,1 @@
+"""The verbs of the chain, one file each, as Prefect tasks."""
