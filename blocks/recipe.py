@@ -1,7 +1,8 @@
 """The recipe: one YAML file that says everything about a run, and the parameter of every pipeline flow.
 
-Field descriptions are the form a person sees in the Prefect UI, so they speak to that person. Reading, validating and resolving
-paths happens here; checks that need other rooms (trainer flags, data rows, offers) are in `tasks/check_recipe.py`.
+Field descriptions are the form a person sees in the Prefect UI, so they speak to that person. Reading, validating and
+resolving paths happens here; checks that need other rooms (trainer flags, data rows) are in
+`tasks/check_recipe.py`.
 """
 
 import hashlib
@@ -62,6 +63,9 @@ class ModelSection(Section):
     """Where the weights come from."""
 
     hf_checkpoint: str | None = Field(None, description="Hugging Face folder on the pod; empty: random (tinyslime).")
+    name: str | None = Field(
+        None, description="Architecture: a file of slime's scripts/models without .sh, e.g. qwen3-4B (kind: slime)."
+    )
     args: dict[str, FlagValue] = Field(
         default_factory=dict, description="Model shape as slime flags without dashes in front, e.g. num-layers: 2."
     )
@@ -192,8 +196,8 @@ def check_run_id(run_id: str) -> str:
 def load_recipe(path: str | Path) -> Recipe:
     """Read, validate and resolve a recipe file.
 
-    Relative data paths are resolved against the recipe's folder, `~` in the store is expanded. Raises UserError that names
-    the file, the key path and what was expected.
+    Relative data paths are resolved against the recipe's folder, `~` in the store is expanded. Raises UserError
+    that names the file, the key path and what was expected.
     """
     file = _find(Path(path).expanduser())
     try:
@@ -213,9 +217,7 @@ def parse_recipe(raw: dict[str, Any], *, source: str, folder: Path | None = None
         recipe = Recipe.model_validate(raw)
     except ValidationError as error:
         raise UserError(explain(error, source)) from error
-    if not recipe.stages():
-        raise UserError(f"{source}: a recipe needs an 'sft:' or an 'rl:' section (or both).")
-    return _resolve(recipe, folder or Path.cwd())
+    return resolve(recipe, folder)
 
 
 def explain(error: ValidationError, source: str) -> str:
@@ -254,7 +256,14 @@ def _find(path: Path) -> Path:
     raise UserError(f"Recipe not found: {path} (looked at {', '.join(map(str, candidates))}).")
 
 
-def _resolve(recipe: Recipe, folder: Path) -> Recipe:
+def resolve(recipe: Recipe, folder: Path | None = None) -> Recipe:
+    """Fill in what depends on this machine: absolute data paths, the store's folder, the RL stage's start.
+
+    folder: what relative paths start at; None is the working folder. Resolving twice changes nothing.
+    """
+    folder = folder or Path.cwd()
+    if not recipe.stages():
+        raise UserError(f"Recipe '{recipe.name}' needs an 'sft:' or an 'rl:' section (or both).")
     changes: dict[str, Any] = {}
     for name in recipe.stages():
         section = recipe.stage(name)

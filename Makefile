@@ -1,0 +1,50 @@
+# One way to run everything. `make help` lists it.
+PYTHON ?= $(shell for p in python3.12 python3.11 python3; do $$p -c 'import sys; sys.exit(not (3,11) <= sys.version_info < (3,13))' 2>/dev/null && { echo $$p; break; }; done)
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# Tests share two cores at the least; more workers than cores only make time-outs.
+WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); [ $$n -gt 4 ] && echo 4 || echo $$n)
+# An index with CPU builds of torch, for machines where plain pip would take the CUDA build (see README).
+TORCH_INDEX ?=
+SLIME ?= slime
+
+.PHONY: help install demo test test-slime lint bench serve down clean
+
+help:  ## list what can be made
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
+
+install: $(STAMP)  ## virtual environment with the locked dependencies
+
+$(STAMP): requirements.lock pyproject.toml
+	@[ -n "$(PYTHON)" ] || { echo "trainstack needs Python 3.11 or 3.12; set PYTHON=/path/to/python3.11" >&2; exit 2; }
+	@[ -x $(BIN)/python ] || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q --disable-pip-version-check $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX)) -r requirements.lock
+	$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps -e .
+	@touch $@
+
+demo: install  ## SFT, then RL, on an emulated pod; KEEP=1 leaves the servers running
+	@$(BIN)/python -m flows.demo $(if $(KEEP),--keep)
+
+test: install  ## the test suite
+	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal -m "not slime"
+
+test-slime: install  ## tests beside a checkout of slime: make test-slime SLIME=path
+	@SLIME=$(SLIME) $(BIN)/python -m pytest -q -m slime
+
+lint: install  ## ruff and strict types
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+bench: install  ## speed, as ratios measured side by side in one run
+	@$(BIN)/python -m tests.bench
+
+serve: install  ## local Prefect server, Lium emulator and pipeline worker; `make down` stops them
+	@$(BIN)/trainstack serve
+
+down: install  ## stop the local servers
+	@$(BIN)/trainstack down
+
+clean:  ## remove the virtual environment and caches; runs and stores stay
+	rm -rf $(VENV) build dist *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

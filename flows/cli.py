@@ -1,0 +1,204 @@
+"""LLM post-training on rented GPU pods, as Prefect flows."""
+
+# Each command is a few lines over `tasks/`; nothing heavy is imported before it is needed.
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from blocks.recipe import StageName, check_run_id, load_recipe
+from plugins.errors import TrainstackError, UserError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
+data_app = typer.Typer(no_args_is_help=True, help="Make prompt data.")
+app.add_typer(data_app, name="data")
+out, err = Console(), Console(stderr=True)
+
+RunId = Annotated[str, typer.Argument(help="Id of the run, as printed at its start.")]
+
+
+@app.command()
+def run(
+    recipe: Annotated[Path, typer.Argument(help="YAML file of the recipe.")],
+    stages: Annotated[str | None, typer.Option(help="Comma-separated: sft,rl. Default: those the recipe has.")] = None,
+    run_id: Annotated[str | None, typer.Option("--run-id", help="Go on with, or name, this run.")] = None,
+) -> None:
+    """Carry a recipe through, from here, and wait for its end."""
+    plan = load_recipe(recipe)
+    wanted = _stages(stages) if stages else plan.stages()
+    for name in wanted:
+        plan.stage(name)
+    if run_id:
+        check_run_id(run_id)
+    from tasks.check_recipe import check_recipe
+
+    check_recipe(plan, wanted)  # bad input ends here, before any server is started
+    from flows.launch import launch
+    from tasks.control_plane import use_api
+
+    api_url = use_api()
+    err.print(f"Prefect: {api_url.removesuffix('/api')}  (stop the local servers with `trainstack down`)")
+    raise typer.Exit(launch(plan, wanted, run_id))
+
+
+@app.command()
+def status(
+    run_id: Annotated[str | None, typer.Argument(help="Id of a run; without it, the newest runs.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Stable JSON, documented in docs/en/status.md.")] = False,
+) -> None:
+    """Show a run: stages, checkpoints, pods, cost."""
+    from prefect.client.orchestration import get_client
+
+    from tasks.control_plane import known_api
+    from tasks.status import list_runs, run_status
+    from tasks.status_view import runs_table, status_view
+
+    known_api()
+    with get_client(sync_client=True) as client:
+        found = run_status(client, run_id) if run_id else list_runs(client)
+    if as_json:
+        print(json.dumps(found, indent=2))
+    else:
+        out.print(status_view(found) if isinstance(found, dict) else runs_table(found))
+
+
+@app.command()
+def logs(
+    run_id: RunId,
+    stage: Annotated[str | None, typer.Option(help="sft or rl; without it, the pipeline's own log.")] = None,
+    attempt: Annotated[int | None, typer.Option(help="Attempt number; default: the newest.")] = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the flow run ends.")] = False,
+) -> None:
+    """Print the log of a run, or of one attempt of a stage, also after its pod is gone."""
+    from tasks.control_plane import known_api
+    from tasks.run_logs import print_logs
+
+    known_api()
+    print_logs(run_id, stage, attempt, follow=follow)
+
+
+@app.command()
+def stop(run_id: RunId) -> None:
+    """Cancel a run, seal what is complete, give its pods back."""
+    from tasks.control_plane import known_api
+    from tasks.stop_run import stop_run
+
+    known_api()
+    for line in stop_run(check_run_id(run_id)):
+        err.print(line)
+
+
+@app.command()
+def serve() -> None:
+    """Start the local Prefect server, the Lium emulator and a worker for pipelines; deploy the flows."""
+    from prefect.client.orchestration import get_client
+
+    from tasks.control_plane import ensure_deployments, use_api, write_prefect_toml
+    from tasks.local_servers import ensure_emulator, ensure_pipeline_worker
+
+    api_url = use_api()
+    emulator = ensure_emulator()
+    with get_client(sync_client=True) as client:
+        ensure_deployments(client)
+    ensure_pipeline_worker(api_url)
+    write_prefect_toml(api_url)
+    out.print(f"Prefect UI  {api_url.removesuffix('/api')}\nLium emulator  {emulator}")
+    out.print(
+        "Start a run:  prefect deployment run 'sft-pipeline/lium' --param recipe=deployments/recipes/demo-sft.yaml"
+    )
+    out.print("Stop it all:  trainstack down")
+
+
+@app.command()
+def down() -> None:
+    """Stop the local servers: pipelines' worker, Prefect, emulator."""
+    from tasks.control_plane import remove_prefect_toml
+    from tasks.local_servers import stop_all
+
+    remove_prefect_toml()
+    for line in stop_all() or ["no local server was running"]:
+        err.print(line)
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False)
+def emulator(ctx: typer.Context) -> None:
+    """Run the Lium emulator in the foreground; `--help` lists its options."""
+    from plugins.lium.emulator.__main__ import main as emulate
+
+    raise typer.Exit(emulate(ctx.args))
+
+
+@app.command()
+def doctor() -> None:
+    """Check what this machine has for real runs, and say how to get what it lacks."""
+    from tasks.doctor import examine
+
+    table = Table("check", "found", "what to do", title="trainstack doctor")
+    findings = examine()
+    for found in findings:
+        table.add_row(found.what, ("[green]✓[/] " if found.ok else "[red]✗[/] ") + found.found, found.remedy)
+    out.print(table)
+    raise typer.Exit(0 if all(found.ok or not found.required for found in findings) else 1)
+
+
+@data_app.command("gsm8k")
+def data_gsm8k(source: Path, target: Path) -> None:
+    """Turn GSM8K rows (question, answer) into chat rows; TARGET ends in .jsonl or .parquet."""
+    from plugins.datasets.gsm8k import convert
+
+    counts = convert(source, target)
+    out.print(f"{counts.rows} rows written to {target}")
+
+
+@data_app.command("arithmetic-sft")
+def data_arithmetic_sft(target: Path, rows: int = 400, seed: int = 0, max_operand: int = 9) -> None:
+    """Write chat rows about small sums for SFT."""
+    from plugins.datasets.arithmetic import chats
+
+    out.print(f"{chats(target, rows, seed, max_operand)} rows written to {target}")
+
+
+@data_app.command("arithmetic-rl")
+def data_arithmetic_rl(target: Path, rows: int = 100, seed: int = 0, max_operand: int = 9) -> None:
+    """Write prompt rows about small sums for RL."""
+    from plugins.datasets.arithmetic import prompts
+
+    out.print(f"{prompts(target, rows, seed, max_operand)} rows written to {target}")
+
+
+def _stages(words: str) -> list[StageName]:
+    known: dict[str, StageName] = {"sft": "sft", "rl": "rl"}
+    names = [word.strip() for word in words.split(",") if word.strip()]
+    wrong = [name for name in names if name not in known]
+    if wrong or not names or len(set(names)) != len(names):
+        raise UserError(f"--stages {words!r}: expected sft, rl or sft,rl.")
+    return [known[name] for name in sorted(names, reverse=True)]
+
+
+def script(*stages: StageName) -> NoReturn:
+    """What `python flows/<name>.py RECIPE [--run-id ID]` does: `trainstack run` with these stages."""
+    main(["run", "--stages", ",".join(stages), *sys.argv[1:]])
+
+
+def main(argv: list[str] | None = None) -> NoReturn:
+    """Run the command line; errors made on purpose become one message and exit code 2 (the user's) or 1."""
+    os.environ.setdefault("PREFECT_LOGGING_LEVEL", "INFO")
+    try:
+        app(args=argv, standalone_mode=True)
+    except UserError as error:
+        err.print(f"[red]error:[/] {error}", highlight=False)
+        sys.exit(2)
+    except TrainstackError as error:
+        err.print(f"[red]{type(error).__name__}:[/] {error}", highlight=False)
+        sys.exit(1)
+    sys.exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""The flow `slime-stage`: one attempt of one stage, run by the Prefect worker of the pod it belongs to.
+
+One flow run is one attempt and is never scheduled again. It ends Completed with its `StageResult` as the message,
+Failed with a message a person can act on, Cancelled when it was cancelled, or Crashed when it was terminated.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from prefect import flow, get_run_logger
+from prefect.client.orchestration import get_client
+from prefect.client.schemas.objects import State
+from prefect.runtime import flow_run
+from prefect.states import Cancelled, Completed, Crashed, Failed
+
+from plugins.errors import Fenced, TrainstackError
+from tasks import artifacts
+from tasks.pictures import curve_png
+from tasks.redact import redactor
+from tasks.stage_contract import StageOrder, StageResult, artifact_key
+from tasks.stage_reporter import StageReporter
+from tasks.train_stage import Stage, StageEnded, train_stage
+
+LONGEST_LINE = 2000
+CANCEL_STATES = frozenset({"Cancelling", "Cancelled"})
+
+
+@flow(name="slime-stage", retries=0, persist_result=False)
+def slime_stage(order: StageOrder) -> State[Any]:
+    """Train one stage on this pod: restore, start the trainer, follow it, seal and publish its checkpoints."""
+    from uuid import UUID
+
+    logger = get_run_logger()
+    redact = redactor(order.recipe.secrets)
+    own_id = UUID(str(flow_run.id))
+
+    def log(message: str) -> None:
+        text = redact(message)
+        (logger.warning if text.startswith("WARNING ") else logger.info)(text.removeprefix("WARNING "))
+
+    def trainer_log(line: str) -> None:
+        if line.strip():
+            logger.info(redact(line[:LONGEST_LINE]))
+
+    with StageReporter(order.run_id, own_id, interval_s=order.recipe.heartbeat_s, log=log) as reporter:
+        stage = Stage(order, reporter, log, trainer_log)
+        try:
+            result = train_stage(stage)
+        except StageEnded as ended:
+            reason = reporter.ended_from_outside()
+            return Cancelled(message=str(ended)) if reason in CANCEL_STATES else Crashed(message=str(ended))
+        except Fenced as fenced:
+            return Crashed(message=f"Superseded by a newer attempt: {fenced}")
+        except TrainstackError as error:
+            return Failed(message=redact(f"{type(error).__name__}: {error}"))
+        finally:
+            _guarded(log, lambda: _draw(stage, own_id))
+        _guarded(log, lambda: _publish(result, own_id))
+    return Completed(message=result.model_dump_json())
+
+
+def _guarded(log: Callable[[str], None], show: Callable[[], None]) -> None:
+    try:
+        show()
+    except Exception as error:  # a picture or a table that cannot be drawn must not change how the stage ended
+        log(f"WARNING an artifact of the stage was not written: {type(error).__name__}: {error}")
+
+
+def _draw(stage: Stage, own_id: Any) -> None:
+    order = stage.order
+    with get_client(sync_client=True) as client:
+        for figure, points in stage.progress.series.items():
+            title = f"{order.run_id} {order.stage} attempt {order.attempt}: {figure}"
+            key = artifact_key(order.run_id, order.stage, figure)
+            artifacts.put_picture(client, own_id, key, curve_png(points, title=title, figure=figure), title)
+
+
+def _publish(result: StageResult, own_id: Any) -> None:
+    with get_client(sync_client=True) as client:
+        row = {**result.model_dump(mode="json"), "export": Path(result.export_uri or "").name}
+        key = artifact_key(result.run_id, result.stage, "result")
+        rows = [{"what": name, "value": value} for name, value in row.items()]
+        artifacts.put_table(client, own_id, key, rows, f"Result of {result.stage}, attempt {result.attempt}")

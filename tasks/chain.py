@@ -1,0 +1,242 @@
+"""The way of a run (DESIGN 4): check, pod, stages, sync, pod back. Every pipeline flow is this with other stages.
+
+A run that is started again with the same id adopts what exists: its pod, a stage that still trains, sealed checkpoints.
+Whatever ends it, the pods are given back; the state it returns says what happened.
+"""
+
+import json
+import logging
+from collections.abc import Callable
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+from prefect import get_run_logger
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.objects import State
+from prefect.exceptions import TerminationSignal
+from prefect.runtime import flow_run as runtime
+from prefect.states import Cancelled, Completed, Failed
+
+from blocks.recipe import Recipe, RLSection, StageName, check_run_id, load_recipe, resolve
+from plugins.checkpoints.stores.open import open_store
+from plugins.errors import TrainstackError, UserError
+from tasks import artifacts
+from tasks.check_recipe import Checked, check_recipe_task
+from tasks.control_plane import attempt_of, ensure_deployments
+from tasks.lium_account import git_commit, open_account
+from tasks.local_servers import CODE_ROOT
+from tasks.provision_pod import LivePod, provision_pod, upload
+from tasks.release_pod import release_pods, undisturbed
+from tasks.run import Run, RunCancelled
+from tasks.run_stage import (
+    SAME_CRASHES,
+    Attempt,
+    AttemptEnd,
+    crash,
+    finished_result,
+    living_attempt,
+    next_attempt,
+    submit,
+)
+from tasks.stage_contract import InitFrom, StageOrder, StageResult, artifact_key, run_tag
+from tasks.sync_checkpoint import sync_checkpoint
+
+
+def carry_through(recipe: Recipe | str, stages: list[StageName], run_id: str | None) -> State[Any]:
+    """Carry a recipe through these stages inside a flow; the final state is returned, never raised.
+
+    recipe: the model, or the path of its YAML file. run_id: None takes the recipe's name and the flow run's own id.
+    """
+    logger = get_run_logger()
+    own_id = UUID(str(runtime.id))
+
+    def log(message: str) -> None:
+        level = logging.WARNING if message.startswith("WARNING ") else logging.INFO
+        logger.log(level, message.removeprefix("WARNING "))
+
+    try:
+        plan = load_recipe(recipe) if isinstance(recipe, str) else resolve(recipe)
+        run_id = check_run_id(run_id or f"{plan.name}-{own_id.hex[:6]}")
+        with get_client(sync_client=True) as client:
+            client.update_flow_run(own_id, tags=sorted({*runtime.tags, run_tag(run_id)}), name=f"{run_id}-{stages[-1]}")
+            return _carry(client, run_id, plan, stages, own_id, log)
+    except RunCancelled as cancelled:
+        return Cancelled(message=str(cancelled))
+    except TrainstackError as error:
+        return Failed(message=f"{type(error).__name__}: {error}")
+
+
+def _carry(
+    client: SyncPrefectClient,
+    run_id: str,
+    recipe: Recipe,
+    stages: list[StageName],
+    own_id: UUID,
+    log: Callable[[str], None],
+) -> State[Any]:
+    checked = check_recipe_task(recipe, stages)
+    ensure_deployments(client)
+    store = open_store(recipe.checkpoint.store)
+    account = open_account(recipe)
+    with Run(run_id, recipe, own_id, client=client, account=account, store=store, log=log) as run:
+        run.lineage = _lineage(recipe, checked)
+        chain = _Chain(run, stages, checked)
+        try:
+            results = [chain.stage(name) for name in stages]
+        except KeyboardInterrupt:
+            raise RunCancelled(f"Run {run_id} was stopped by Ctrl-C; start it again with --run-id {run_id}.") from None
+        except TerminationSignal:
+            run.check_cancelled()
+            if _is_cancelling(run):
+                raise RunCancelled(f"Run {run_id} was cancelled.") from None
+            raise
+        finally:
+            cost = chain.end()
+        summary = {"run_id": run_id, "cost_usd": round(cost, 4), "stages": [r.model_dump(mode="json") for r in results]}
+        _summarise(run, results, cost)
+        return Completed(message=json.dumps(summary))
+
+
+class _Chain:
+    """The stages of one run on one pod at a time."""
+
+    def __init__(self, run: Run, stages: list[StageName], checked: Checked) -> None:
+        self._run, self._checked = run, checked
+        self._group = "-".join(stages)
+        self._pod: LivePod | None = None
+        self._attempt: Attempt | None = None
+
+    def stage(self, name: StageName) -> StageResult:
+        """Carry one stage to its end, over as many attempts as the recipe allows."""
+        run = self._run
+        if (done := finished_result(run, name)) is not None and _still_stored(run, done):
+            run.log(f"{name} is already complete (iteration {done.last_iteration}); not run again")
+            return done.model_copy(update={"outcome": "already complete"})
+        problems: list[str] = []
+        for _ in range(run.recipe.max_attempts):
+            attempt = self._begin(name)
+            end = attempt.wait()
+            self._attempt = None
+            if end is AttemptEnd.COMPLETED:
+                assert attempt.result is not None
+                sync_checkpoint(run, attempt.result)
+                return attempt.result
+            problems.append(attempt.problem)
+            run.log(f"WARNING {name} attempt {attempt.number}: {end}: {attempt.problem}")
+            if end is AttemptEnd.TRAINER_FAILED and _same_failures(problems):
+                raise UserError(attempt.problem)
+            if end is AttemptEnd.POD_LOST:
+                self._drop_pod()
+        raise UserError(
+            f"Run {run.run_id}: {name} did not finish in {run.recipe.max_attempts} attempts (max_attempts). "
+            f"The last one: {problems[-1]}"
+        )
+
+    def end(self) -> float:
+        """Cancel what still trains, give the pods back (or keep the pod, if the recipe says so); returns the cost."""
+        run = self._run
+        with undisturbed("Giving the pods back; this takes a few seconds."):
+            if self._attempt is not None:
+                run.log(f"stopping {self._attempt.stage}, sealing what is complete")
+                try:
+                    self._attempt.cancel()
+                except TrainstackError as error:
+                    run.log(f"WARNING {error}")
+            if run.recipe.pod.keep and self._pod is not None:
+                run.log(f"pod {self._pod.name} is kept; it ends by itself in {run.dead_man}")
+                self._pod.connection.close()
+                return 0.0
+            return release_pods(run, self._pod)
+
+    def _begin(self, name: StageName) -> Attempt:
+        run = self._run
+        if self._pod is None:
+            self._pod = provision_pod(run, self._group)
+        pod = self._pod
+        living = living_attempt(run, name)
+        if living is not None:
+            if living.work_queue_name == pod.name:
+                run.log(f"{name} attempt {attempt_of(living)} is still in hand on {pod.name}: going on with it")
+                self._attempt = Attempt(run, pod, living, name)
+                return self._attempt
+            crash(run, living.id, f"Its pod {living.work_queue_name} is gone.")
+        order = self._order(name, pod)
+        self._attempt = Attempt(run, pod, submit(run, pod, order), name)
+        return self._attempt
+
+    def _order(self, name: StageName, pod: LivePod) -> StageOrder:
+        run, data = self._run, self._checked.data.get(name)
+        remote = upload(pod, [(data.path, data.sha256)])[0] if data else None
+        return StageOrder(
+            run_id=run.run_id,
+            stage=name,
+            attempt=next_attempt(run, name),
+            pod=pod.name,
+            recipe=run.recipe,
+            data_path=remote,
+            data_rows=data.rows if data else None,
+            init=self._init(name),
+            lineage={**run.lineage, "pod": pod.name, "pod_id": pod.row.id, "data_sha256": data.sha256 if data else ""},
+        )
+
+    def _init(self, name: StageName) -> InitFrom | None:
+        section = self._run.recipe.stage(name)
+        if not isinstance(section, RLSection) or section.init is None:
+            return None
+        run_id, stage = self._run.run_id, "sft"
+        if section.init.startswith("run:"):
+            run_id, _, stage = section.init.removeprefix("run:").partition("/")
+        newest = self._run.store.latest(run_id, stage)
+        if newest is None:
+            raise UserError(
+                f"rl.init is '{section.init}', but {self._run.store.uri} has no checkpoint of {run_id}/{stage}. Run "
+                "that stage first, or leave init out to start from model.hf_checkpoint."
+            )
+        return InitFrom(run_id=run_id, stage=newest.stage, iteration=newest.iteration)
+
+    def _drop_pod(self) -> None:
+        release_pods(self._run, self._pod)
+        self._pod = None
+
+
+def _lineage(recipe: Recipe, checked: Checked) -> dict[str, str]:
+    return {
+        "recipe": recipe.name,
+        "recipe_sha256": recipe.digest(),
+        "git_commit": git_commit(CODE_ROOT),
+        "image": recipe.pod.image or recipe.pod.template_id or "",
+        **{f"data_{name}_sha256": data.sha256 for name, data in checked.data.items()},
+    }
+
+
+def _still_stored(run: Run, result: StageResult) -> bool:
+    newest = run.store.latest(result.run_id, result.stage)
+    return newest is not None and newest.iteration == result.last_iteration
+
+
+def _same_failures(problems: list[str]) -> bool:
+    """Whether the trainer failed the same way twice in a row: then renting again cannot help."""
+    first_lines = [problem.splitlines()[0].partition(":")[2] for problem in problems[-SAME_CRASHES:]]
+    return len(first_lines) == SAME_CRASHES and len(set(first_lines)) == 1
+
+
+def _is_cancelling(run: Run) -> bool:
+    state = run.client.read_flow_run(run.flow_run_id).state
+    return state is not None and (state.is_cancelling() or state.is_cancelled())
+
+
+def _summarise(run: Run, results: list[StageResult], cost: float) -> None:
+    lines = [f"# Run {run.run_id}", f"Ended {datetime.now(UTC):%Y-%m-%d %H:%M} UTC. Pods cost ${cost:.4f}.", ""]
+    lines += ["| stage | iterations | loss | reward | checkpoint |", "|---|---|---|---|---|"]
+    for result in results:
+        loss, reward = (_span(result, figure) for figure in ("loss", "reward"))
+        iterations = f"{result.first_iteration}..{result.last_iteration}"
+        lines.append(f"| {result.stage} | {iterations} | {loss} | {reward} | `{result.checkpoint_uri}` |")
+    artifacts.put_markdown(run.client, run.flow_run_id, artifact_key(run.run_id, "summary"), "\n".join(lines))
+
+
+def _span(result: StageResult, figure: str) -> str:
+    if figure not in result.first:
+        return ""
+    return f"{result.first[figure]:.3f} → {result.last[figure]:.3f}"

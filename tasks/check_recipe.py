@@ -1,0 +1,113 @@
+"""Everything that can be known to be wrong with a run before a pod is paid for."""
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from blocks.recipe import Recipe, StageName
+from plugins.checkpoints.stores.open import open_store
+from plugins.errors import UserError
+from plugins.slime.flags import lint
+from plugins.slime.launch import TrainerSpec, build
+from plugins.slime.prompt_data import inspect
+from plugins.tinyslime.flags import known_flags
+from tasks.lium_account import check_money
+
+
+@dataclass(frozen=True)
+class StageData:
+    """A stage's prompt data on this machine. rows: how many; sha256: of the file."""
+
+    path: Path
+    rows: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What the checks found out and the run needs later."""
+
+    data: dict[StageName, StageData] = field(default_factory=dict)
+
+
+def check_recipe(recipe: Recipe, stages: list[StageName]) -> Checked:
+    """Check secrets, money, store, trainer flags, batch sizes and data of these stages.
+
+    Raises UserError (or Refused) that names the recipe's key or the data's file and row. Changes nothing.
+    """
+    missing = [name for name in recipe.secrets if not os.environ.get(name)]
+    if missing:
+        raise UserError(f"Recipe '{recipe.name}': secrets: {', '.join(missing)} not set in this environment.")
+    check_money(recipe)
+    open_store(recipe.checkpoint.store)
+    data: dict[StageName, StageData] = {}
+    for name in stages:
+        found = _check_data(recipe, name)
+        if found:
+            data[name] = found
+        _check_command(recipe, name, found)
+    return Checked(data)
+
+
+check_recipe_task = task(name="check-recipe", cache_policy=NO_CACHE, persist_result=False)(check_recipe)
+
+
+def _check_data(recipe: Recipe, name: StageName) -> StageData | None:
+    section = recipe.stage(name)
+    if section.data is None:
+        if recipe.trainer.kind != "command":
+            raise UserError(f"Recipe '{recipe.name}': {name}.data: missing; the trainer needs prompt data.")
+        return None
+    key = section.args.get("input-key")
+    found = inspect(Path(section.data), name, input_key=str(key) if key else None)
+    return StageData(Path(section.data), found.rows, found.sha256)
+
+
+def _check_command(recipe: Recipe, name: StageName, data: StageData | None) -> None:
+    section = recipe.stage(name)
+    kind = recipe.trainer.kind
+    if kind == "command":
+        if not section.command:
+            raise UserError(f"Recipe '{recipe.name}': {name}.command: missing; trainer.kind is 'command'.")
+        return
+    if section.command:
+        raise UserError(f"Recipe '{recipe.name}': {name}.command: only for trainer.kind 'command', not '{kind}'.")
+    if kind == "tinyslime":
+        for where, args in ((f"{name}.args", section.args), ("model.args", recipe.model.args)):
+            try:
+                lint(args, known_flags())
+            except UserError as error:
+                raise UserError(f"Recipe '{recipe.name}': {where}: {error}") from error
+    if name == "rl" and (recipe.rl is None or recipe.rl.environment is None):
+        raise UserError(f"Recipe '{recipe.name}': rl.environment: missing; give 'task:' or 'url:'.")
+    here = Path("/nonexistent")
+    try:
+        build(
+            TrainerSpec(
+                kind=kind,
+                stage=name,
+                run_id="check",
+                attempt=1,
+                save_dir=here,
+                load_dir=None,
+                init_dir=here
+                if recipe.model.hf_checkpoint or (name == "rl" and recipe.rl and recipe.rl.init)
+                else None,
+                rollout_dir=here,
+                data=data.path if data else None,
+                env_url="http://127.0.0.1:1" if name == "rl" else None,
+                save_interval=section.save_interval,
+                num_rollout=section.num_rollout,
+                num_epoch=section.num_epoch,
+                data_rows=data.rows if data else None,
+                args={**recipe.model.args, **section.args},
+                command=[],
+                slime_dir=Path(recipe.trainer.slime_dir),
+                seed=recipe.seed,
+            )
+        )
+    except UserError as error:
+        raise UserError(f"Recipe '{recipe.name}': {name}: {error}") from error

@@ -1,0 +1,107 @@
+"""Which Lium account a recipe rents with: the emulator on this machine, a block, or the user's own key."""
+
+import os
+import subprocess
+from configparser import ConfigParser
+from configparser import Error as ConfigError
+from pathlib import Path
+from urllib.parse import urlparse
+
+from plugins.lium.client import LiumAccount, LiumSettings, guard
+
+from blocks.recipe import Recipe, home
+from plugins.errors import UserError
+from tasks.local_servers import EMULATOR_KEY, ensure_emulator
+
+REAL_URL = "https://lium.io/api"
+LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
+KEY_NAMES = ("id_ed25519", "id_rsa", "id_ecdsa")
+
+
+def check_money(recipe: Recipe) -> None:
+    """Refuse to rent with real money when key, price ceiling or budget are missing. Contacts nobody."""
+    if not _local(recipe):
+        settings = LiumSettings(_base_url(recipe), _api_key(recipe), own_ssh_key())
+        guard(settings, recipe.pod.max_price_per_gpu_hour, recipe.pod.budget_usd)
+
+
+def open_account(recipe: Recipe) -> LiumAccount:
+    """The account for a recipe; starts the emulator when it is asked for. Raises Refused before money is spent."""
+    if _local(recipe):
+        url = os.environ.get("LIUM_BASE_URL") or ensure_emulator()
+        settings = LiumSettings(url, os.environ.get("LIUM_API_KEY") or EMULATOR_KEY, _own_key())
+    else:
+        settings = LiumSettings(_base_url(recipe), _api_key(recipe), own_ssh_key())
+    guard(settings, recipe.pod.max_price_per_gpu_hour, recipe.pod.budget_usd)
+    return LiumAccount(settings)
+
+
+def _local(recipe: Recipe) -> bool:
+    """Whether the recipe wants the emulator. A LIUM_BASE_URL that is not loopback never overrides that wish."""
+    if recipe.lium.base_url != "emulator":
+        return False
+    url = os.environ.get("LIUM_BASE_URL")
+    if url and not is_loopback(url):
+        raise UserError(
+            f"The recipe says lium.base_url: emulator, but LIUM_BASE_URL is {url}. "
+            "Unset it, or change the recipe to rent there."
+        )
+    return True
+
+
+def is_loopback(url: str) -> bool:
+    """Whether a URL names this machine, where nothing costs money."""
+    return urlparse(url).hostname in LOOPBACK
+
+
+def _base_url(recipe: Recipe) -> str:
+    return recipe.lium.base_url or os.environ.get("LIUM_BASE_URL") or REAL_URL
+
+
+def _api_key(recipe: Recipe) -> str:
+    if recipe.lium.credentials_block:
+        from blocks.credentials import LiumCredentials
+
+        return LiumCredentials.named(recipe.lium.credentials_block).api_key.get_secret_value()
+    from_env = os.environ.get("LIUM_API_API_KEY") or os.environ.get("LIUM_API_KEY")
+    if from_env:
+        return from_env
+    config = ConfigParser()
+    try:
+        config.read(Path.home() / ".lium" / "config.ini")
+    except ConfigError as error:
+        raise UserError(f"~/.lium/config.ini cannot be read: {error}") from error
+    return config.get("api", "api_key", fallback="")
+
+
+def own_ssh_key() -> Path:
+    """The user's private key whose public half Lium gets. Raises UserError when there is no pair."""
+    named = os.environ.get("LIUM_SSH_KEY_PATH")
+    candidates = [Path(named).expanduser()] if named else [Path.home() / ".ssh" / name for name in KEY_NAMES]
+    for key in candidates:
+        if key.is_file() and key.with_name(key.name + ".pub").is_file():
+            return key
+    raise UserError(
+        f"No SSH key pair found (looked for {', '.join(map(str, candidates))} with its .pub). Make one with "
+        "`ssh-keygen -t ed25519`, or set LIUM_SSH_KEY_PATH."
+    )
+
+
+def _own_key() -> Path:
+    """A key pair of trainstack's own for emulated pods, so that a laptop needs none."""
+    key = home() / "ssh" / "id_ed25519"
+    if not key.with_name("id_ed25519.pub").is_file():
+        import asyncssh
+
+        key.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        pair = asyncssh.generate_private_key("ssh-ed25519", comment="trainstack-emulator")
+        pair.write_private_key(str(key))
+        key.chmod(0o600)
+        pair.write_public_key(str(key) + ".pub")
+    return key
+
+
+def git_commit(folder: Path) -> str:
+    """Commit of the code in use, 'unknown' outside a checkout."""
+    done = subprocess.run(["git", "-C", str(folder), "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return done.stdout.strip() or "unknown"

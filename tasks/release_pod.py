@@ -1,0 +1,73 @@
+"""Give the run's pods back: always, on success, failure, cancel or crash, and as often as asked.
+
+It goes by the name's prefix and not by an id, so it also finds a pod whose rent was never answered.
+"""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
+
+from plugins.errors import ControlPlaneError
+from plugins.lium.pods import TERMINAL_STATUSES
+from tasks.pod_ledger import PodLedger
+from tasks.provision_pod import LivePod, pod_prefix
+from tasks.run import Run
+from tasks.stage_contract import WORK_POOL
+
+
+@task(
+    name="release-pod",
+    retries=5,
+    retry_delay_seconds=[1, 2, 5, 15, 30],
+    retry_condition_fn=lambda _task, _run, state: isinstance(state.result(raise_on_failure=False), ControlPlaneError),
+    cache_policy=NO_CACHE,
+    persist_result=False,
+)
+def release_pods(run: Run, live: LivePod | None) -> float:
+    """End every pod of the run and return what they cost in USD. Safe to repeat; finding none is success."""
+    if live is not None:
+        live.connection.close()
+    ledger = PodLedger(run.client, run.run_id, run.flow_run_id)
+    mine = [pod for pod in run.account.pods(pod_prefix(run.run_id)) if pod.status not in TERMINAL_STATUSES]
+    for pod in mine:
+        run.let_go(pod.id)
+        run.account.release(pod.name)
+    total = 0.0
+    for pod in mine:
+        record = run.account.record(pod.id)
+        cost = record.cost_usd if record else None
+        total += cost or 0.0
+        ledger.ended(pod.id, cost)
+        _drop_queue(run, pod.name)
+        run.log(f"pod {pod.name} given back; it cost ${cost or 0:.4f}")
+    return total
+
+
+def _drop_queue(run: Run, name: str) -> None:
+    with suppress(ObjectNotFound, PrefectHTTPStatusError):  # an empty queue left behind does no harm
+        queue = run.client.read_work_queue_by_name(name, work_pool_name=WORK_POOL)
+        run.client.delete_work_queue_by_id(queue.id)
+
+
+@contextmanager
+def undisturbed(say: str) -> Iterator[None]:
+    """Hold Ctrl-C and SIGTERM off while pods are given back: an impatient second Ctrl-C must not leave one behind."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def wait_for_it(_number: int, _frame: FrameType | None) -> None:
+        print(f"\n{say}", flush=True)
+
+    before = {number: signal.signal(number, wait_for_it) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,98 @@
+"""What crosses the line between the control plane and a stage on a pod: the order down, heartbeats and the result up.
+
+All three travel through Prefect (parameters, artifact, state message), so they hold no secrets and stay small. The
+truth of a stage's result is the manifest in the store; `StageResult` is what a person and the parent read first.
+"""
+
+import json
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from blocks.recipe import Recipe, StageName
+
+LOST_STATES = frozenset({"CRASHED"})
+HEARTBEAT_SUFFIX = "heartbeat"
+WORK_POOL = "lium"
+STAGE_DEPLOYMENT = "slime-stage/lium"
+
+
+class InitFrom(BaseModel):
+    """Sealed weights to start from: the Hugging Face export inside a stage's checkpoint."""
+
+    model_config = ConfigDict(frozen=True)
+    run_id: str
+    stage: StageName
+    iteration: int
+
+
+class StageOrder(BaseModel):
+    """Everything a stage needs to know; the parameter of the flow `slime-stage`."""
+
+    run_id: str = Field(description="The run this attempt belongs to.")
+    stage: StageName
+    attempt: int = Field(
+        ge=1, description="Number of this attempt over the whole life of the stage; the fencing token."
+    )
+    pod: str = Field(description="Name of the pod, and of its queue.")
+    recipe: Recipe
+    data_path: str | None = Field(None, description="Prompt data on the pod.")
+    data_rows: int | None = None
+    init: InitFrom | None = None
+    lineage: dict[str, str] = Field(default_factory=dict, description="Recipe digest, git commit, data hash, image.")
+
+
+class StageResult(BaseModel):
+    """How an attempt ended well."""
+
+    run_id: str
+    stage: StageName
+    attempt: int
+    outcome: Literal["completed", "already complete"]
+    resumed_from: int | None = Field(None, description="Iteration the attempt was restored from; None = cold start.")
+    first_iteration: int | None = Field(None, description="First iteration this attempt trained.")
+    last_iteration: int
+    checkpoint_uri: str
+    export_uri: str | None = None
+    first: dict[str, float] = Field(default_factory=dict, description="First value of each figure: loss, reward.")
+    last: dict[str, float] = Field(default_factory=dict)
+    seconds: dict[str, float] = Field(default_factory=dict, description="Wall seconds by phase of the stage.")
+
+
+class Heartbeat(BaseModel):
+    """One row of the heartbeat artifact: where the stage is now."""
+
+    stage: StageName
+    attempt: int
+    phase: str
+    iteration: int | None = None
+    of: int | None = None
+    loss: float | None = None
+    reward: float | None = None
+    sealed: int | None = None
+    durable: int | None = None
+    warning: str | None = None
+
+
+def run_tag(run_id: str) -> str:
+    """Tag on every flow run of a run."""
+    return f"run:{run_id}"
+
+
+def stage_tags(run_id: str, stage: str, attempt: int) -> list[str]:
+    """Tags that find a stage's flow runs again."""
+    return [run_tag(run_id), f"stage:{stage}", f"attempt:{attempt}"]
+
+
+def artifact_key(run_id: str, *parts: str) -> str:
+    """Artifact key in Prefect's alphabet (a-z, 0-9, '-'): the run id, then what it is."""
+    return "-".join((run_id, *parts))
+
+
+def parse_heartbeat(data: Any) -> Heartbeat | None:
+    """Heartbeat from artifact data (a JSON string or a list of one row); None when it is not one."""
+    try:
+        rows = json.loads(data) if isinstance(data, str) else data
+        return Heartbeat.model_validate(rows[0])
+    except (ValueError, TypeError, LookupError):
+        return None

@@ -1,0 +1,95 @@
+"""The stage's voice and ear, on a thread of its own: heartbeat and progress out, cancel and forced states in.
+
+A Prefect server that is down makes its client wait for minutes; on this thread that costs only news, never training.
+Only the newest heartbeat is kept while the server does not answer.
+"""
+
+import threading
+from collections.abc import Callable
+from uuid import UUID
+
+from prefect.client.orchestration import SyncPrefectClient, get_client
+from prefect.client.schemas.objects import StateType
+
+from tasks import artifacts
+from tasks.stage_contract import HEARTBEAT_SUFFIX, Heartbeat, artifact_key
+
+STATE_POLL_S = 2.0
+ENDED_FROM_OUTSIDE = frozenset(
+    {StateType.CANCELLING, StateType.CANCELLED, StateType.CRASHED, StateType.FAILED, StateType.COMPLETED}
+)
+
+
+class StageReporter:
+    """Publishes heartbeats of one attempt and notices when somebody else ends its flow run.
+
+    Use as a context manager inside the flow. `ended_from_outside()` is the reason to stop, or None.
+    """
+
+    def __init__(self, run_id: str, flow_run_id: UUID, *, interval_s: float, log: Callable[[str], None]) -> None:
+        self._run_id = run_id
+        self._flow_run_id = flow_run_id
+        self._interval_s = interval_s
+        self._log = log
+        self._beat: Heartbeat | None = None
+        self._reason: str | None = None
+        self._closed = threading.Event()
+        self._beat_id: UUID | None = None
+        self._progress_id: UUID | None = None
+        self._thread = threading.Thread(target=self._run, name="stage-reporter", daemon=True)
+
+    def __enter__(self) -> "StageReporter":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._closed.set()
+        self._thread.join(timeout=5)  # a server that is down must not hold up the end of the stage
+
+    def beat(self, beat: Heartbeat) -> None:
+        """Replace the heartbeat that goes out next."""
+        self._beat = beat
+
+    def ended_from_outside(self) -> str | None:
+        """Why the stage must stop although it has not finished, e.g. 'Cancelling'; None while all is well."""
+        return self._reason
+
+    def _run(self) -> None:
+        with get_client(sync_client=True) as client:
+            waited = self._interval_s  # the first beat goes out at once
+            while True:
+                last = self._closed.is_set()
+                try:
+                    self._look(client)
+                    if last or waited >= self._interval_s:
+                        self._publish(client)
+                        waited = 0.0
+                except Exception as error:  # any client error here is news about the server, not about the training
+                    self._log(f"Prefect does not take news at the moment ({type(error).__name__}: {error})")
+                if last:
+                    return
+                pause = min(STATE_POLL_S, self._interval_s)
+                self._closed.wait(pause)
+                waited += pause
+
+    def _look(self, client: SyncPrefectClient) -> None:
+        state = client.read_flow_run(self._flow_run_id).state
+        if state is not None and state.type in ENDED_FROM_OUTSIDE and not self._closed.is_set():
+            self._reason = state.name or state.type.value
+
+    def _publish(self, client: SyncPrefectClient) -> None:
+        beat = self._beat
+        if beat is None:
+            return
+        row = beat.model_dump(mode="json")
+        if self._beat_id is None:
+            key = artifact_key(self._run_id, beat.stage, "progress")
+            self._progress_id = artifacts.put_progress(
+                client, self._flow_run_id, key, f"{beat.stage} of {self._run_id}"
+            )
+            key = artifact_key(self._run_id, beat.stage, HEARTBEAT_SUFFIX)
+            self._beat_id = artifacts.put_table(client, self._flow_run_id, key, [row], f"{beat.stage}: where it is now")
+        else:
+            artifacts.update(client, self._beat_id, artifacts.table_data([row]))
+        if self._progress_id is not None and beat.of and beat.iteration is not None:
+            artifacts.update(client, self._progress_id, round(100 * (beat.iteration + 1) / beat.of, 1))

@@ -1,0 +1,437 @@
+"""One attempt of a stage, on the pod: restore, start the trainer through Ray, follow it, seal what it saves.
+
+    <HOME>/trainstack/runs/<run_id>/<stage>/save/         the trainer's save dir (local disk, never a store)
+                                           /init/         weights to start from, when they come from another stage
+                                           /attempt-<n>/  trainer.log, environment server, rollouts
+
+The folder outlives the attempt: a next attempt on the same pod finds the checkpoints already there. Waiting is done
+in the main thread, because a thread would swallow SIGTERM (prefect.md 3).
+"""
+
+import ctypes
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from plugins.checkpoints.manifest import Manifest
+from plugins.checkpoints.publisher import Origin, Publisher
+from plugins.checkpoints.restore import restore
+from plugins.checkpoints.seal import seal
+from plugins.checkpoints.stores import CheckpointStore
+from plugins.checkpoints.stores.open import open_store
+from plugins.errors import ControlPlaneError, Fenced, StoreError, TornCheckpoint, UserError
+from plugins.rayjobs.jobs import RayJobs
+from plugins.rayjobs.tail import LogTail
+from plugins.slime import layout
+from plugins.slime.launch import Launch, TrainerSpec, build
+from plugins.slime.progress import ProgressParser
+from tasks.stage_contract import Heartbeat, StageOrder, StageResult
+from tasks.stage_progress import StageProgress
+
+LOOK_S = 0.2
+JOB_LOOK_S = 1.0
+RAY_READY_S = 180.0
+FINAL_UPLOAD_S = 1800.0
+NOTICE_S = 12.0  # what a terminated stage may spend on sealing; Prefect's runner kills it after 30 s
+TAIL_LINES = 25
+ENDED = frozenset({"SUCCEEDED", "FAILED", "STOPPED"})
+
+Log = Callable[[str], None]
+
+
+class Listener(Protocol):
+    """Who hears heartbeats and knows whether the stage was ended from outside (`StageReporter`)."""
+
+    def beat(self, beat: Heartbeat) -> None:
+        """Take the newest heartbeat."""
+
+    def ended_from_outside(self) -> str | None:
+        """Reason to stop, or None."""
+
+
+class StageEnded(Exception):
+    """Somebody ended this attempt (cancel, a newer attempt); nothing is wrong with the training."""
+
+
+class TrainerFailed(UserError):
+    """The trainer ended without reaching its last iteration; the message carries the log's tail."""
+
+
+@dataclass
+class Stage:
+    """One attempt in progress."""
+
+    order: StageOrder
+    listener: Listener
+    log: Log
+    trainer_log: Log
+    root: Path = field(default_factory=lambda: Path.home() / "trainstack")
+    progress: StageProgress = field(default_factory=StageProgress)
+    seconds: dict[str, float] = field(default_factory=dict)
+    expected_last: int | None = None
+    restored: Manifest | None = None
+    publisher: Publisher | None = None
+    phase: str = "starting"
+
+    @property
+    def dir(self) -> Path:
+        """Folder of this stage on the pod."""
+        return self.root / "runs" / self.order.run_id / self.order.stage
+
+    @property
+    def save_dir(self) -> Path:
+        """The trainer's save dir."""
+        return self.dir / "save"
+
+    @property
+    def attempt_dir(self) -> Path:
+        """Folder of this attempt: logs and rollouts."""
+        return self.dir / f"attempt-{self.order.attempt}"
+
+    @property
+    def submission_id(self) -> str:
+        """Ray submission id; the idempotency key of the trainer's start."""
+        return f"{self.order.run_id}-{self.order.stage}-{self.order.attempt}"
+
+    @property
+    def kind(self) -> layout.Kind:
+        """Completeness rule of the trainer's checkpoints."""
+        return "plain" if self.order.recipe.trainer.kind == "command" else "slime"
+
+    @property
+    def export(self) -> bool:
+        """Whether each checkpoint carries a Hugging Face export."""
+        return self.kind == "slime"
+
+    @contextmanager
+    def timed(self, phase: str) -> Iterator[None]:
+        """Name the phase in heartbeats and add its wall seconds to the result."""
+        self.phase, since = phase, time.monotonic()
+        self.beat()
+        try:
+            yield
+        finally:
+            self.seconds[phase] = round(time.monotonic() - since, 1)
+
+    def beat(self) -> None:
+        """Give the listener the newest heartbeat."""
+        publisher = self.publisher
+        self.listener.beat(
+            Heartbeat(
+                stage=self.order.stage,
+                attempt=self.order.attempt,
+                phase=self.phase,
+                iteration=self.progress.iteration,
+                of=None if self.expected_last is None else self.expected_last + 1,
+                loss=self.progress.last("loss"),
+                reward=self.progress.last("reward"),
+                sealed=publisher.sealed if publisher else None,
+                durable=publisher.durable.iteration if publisher and publisher.durable else None,
+                warning=publisher.warning if publisher else None,
+            )
+        )
+
+    def check_ended(self) -> None:
+        """Raise when this attempt must stop: cancel, a forced state, a newer attempt."""
+        if reason := self.listener.ended_from_outside():
+            raise StageEnded(f"The flow run was set {reason} from outside.")
+        if self.publisher and self.publisher.fenced:
+            raise Fenced(self.publisher.fenced)
+
+
+def train_stage(stage: Stage) -> StageResult:
+    """Carry one attempt through and return its result.
+
+    Raises TrainerFailed, StageEnded, Fenced, StoreError, UserError; the trainer is stopped and what is complete is
+    sealed before any of them leaves.
+    """
+    order = stage.order
+    store = open_store(order.recipe.checkpoint.store)
+    store.claim(order.run_id, order.stage, order.attempt)
+    stage.attempt_dir.mkdir(parents=True, exist_ok=True)
+    stage.save_dir.mkdir(parents=True, exist_ok=True)
+    with stage.timed("ray"):
+        jobs = RayJobs(Path(os.environ.get("TRAINSTACK_RAY_STATE") or stage.root / "ray"))
+        jobs.wait_ready(RAY_READY_S)
+        _stop_older_attempts(stage, jobs)
+    with stage.timed("restore"):
+        _rescue(stage, store)
+        stage.restored = restore(store, order.run_id, order.stage, stage.save_dir)
+        init_dir = None if stage.restored else _fetch_init(stage, store)
+    with _environment_server(stage) as env_url:
+        launch = build(_trainer_spec(stage, init_dir, env_url))
+        stage.expected_last = launch.expected_last
+        stage.progress.steps_per_rollout = _steps_per_rollout(launch.argv)
+        if _is_complete(stage):
+            return _result(stage, store, "already complete")
+        with _publishing(stage, store) as publisher, stage.timed("train"):
+            _run_trainer(stage, jobs, launch, publisher)
+            stage.phase = "upload"
+            publisher.finish(FINAL_UPLOAD_S)
+    return _result(stage, store, "completed")
+
+
+def _stop_older_attempts(stage: Stage, jobs: RayJobs) -> None:
+    """A stage engine that was killed leaves its Ray job training; two trainers must never share a save dir."""
+    for number in range(1, stage.order.attempt):
+        jobs.stop(f"{stage.order.run_id}-{stage.order.stage}-{number}", timeout_s=30)
+
+
+def _origin(stage: Stage, parent: str | None) -> Origin:
+    order = stage.order
+    return Origin(
+        run_id=order.run_id,
+        stage=order.stage,
+        attempt=order.attempt,
+        token=order.attempt,
+        kind=stage.kind,
+        export=stage.export,
+        parent=parent,
+        lineage=order.lineage,
+    )
+
+
+def _rescue(stage: Stage, store: CheckpointStore) -> None:
+    """Seal and publish a complete checkpoint that a killed attempt left on this pod, so that its work is not
+    repeated.
+    """
+    order = stage.order
+    try:
+        left = layout.read_tracker(stage.save_dir)
+        newest = store.latest(order.run_id, order.stage)
+        if left is None or (newest is not None and newest.iteration >= left):
+            return
+        origin = _origin(stage, None)
+        manifest = seal(
+            stage.save_dir,
+            left,
+            run_id=origin.run_id,
+            stage=origin.stage,
+            attempt=origin.attempt,
+            token=origin.token,
+            kind=origin.kind,
+            lineage=origin.lineage,
+            export=origin.export,
+        )
+        uri = store.put(manifest, stage.save_dir)
+        stage.log(f"iteration {left} of an interrupted attempt was complete: sealed and durable at {uri}")
+    except TornCheckpoint as error:
+        stage.log(f"the interrupted attempt left an incomplete checkpoint, which is not used: {error}")
+
+
+def _fetch_init(stage: Stage, store: CheckpointStore) -> Path | None:
+    """Folder with the Hugging Face weights of another stage, verified; None when the recipe names none."""
+    init = stage.order.init
+    if init is None:
+        return None
+    wanted = [m for m in store.list(init.run_id, init.stage) if m.iteration == init.iteration]
+    if not wanted:
+        raise UserError(
+            f"{stage.order.run_id}/{stage.order.stage} starts from {init.run_id}/{init.stage} iteration "
+            f"{init.iteration}, which {store.uri} does not have."
+        )
+    target = stage.dir / "init"
+    store.get(wanted[0], target, only=lambda path: path.startswith("hf/"))
+    return layout.export_dir(target, init.iteration)
+
+
+@contextmanager
+def _environment_server(stage: Stage) -> Iterator[str | None]:
+    """The URL of the RL environment; a built-in task is served from here and ends with the stage."""
+    section = stage.order.recipe.rl if stage.order.stage == "rl" else None
+    environment = section.environment if section else None
+    if environment is None or environment.task is None:
+        yield environment.url if environment else None
+        return
+    ready = stage.attempt_dir / "environment.json"
+    ready.unlink(missing_ok=True)
+    argv = [sys.executable, "-m", "plugins.http_env.server", "--task", environment.task, "--port", "0"]
+    with (stage.attempt_dir / "environment.log").open("ab") as output:
+        server = subprocess.Popen(
+            [*argv, "--ready-file", str(ready)],
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            preexec_fn=_die_with_parent,
+        )
+    try:
+        deadline = time.monotonic() + 60
+        while not ready.exists():
+            if server.poll() is not None or time.monotonic() > deadline:
+                raise ControlPlaneError(f"The environment server did not start; see {output.name} on the pod.")
+            time.sleep(0.05)
+        yield str(json.loads(ready.read_text())["url"])
+    finally:
+        server.terminate()
+        try:
+            server.wait(timeout=5)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            server.wait()
+
+
+def _die_with_parent() -> None:
+    ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG: a killed stage leaves no server behind
+
+
+def _trainer_spec(stage: Stage, init_dir: Path | None, env_url: str | None) -> TrainerSpec:
+    order, recipe = stage.order, stage.order.recipe
+    section = recipe.stage(order.stage)
+    hf = Path(recipe.model.hf_checkpoint) if recipe.model.hf_checkpoint else None
+    command = section.command if section.command is not None else []
+    return TrainerSpec(
+        kind=recipe.trainer.kind,
+        stage=order.stage,
+        run_id=order.run_id,
+        attempt=order.attempt,
+        save_dir=stage.save_dir,
+        load_dir=stage.save_dir if stage.restored else None,
+        init_dir=init_dir or hf,
+        rollout_dir=stage.attempt_dir / "rollouts",
+        data=Path(order.data_path) if order.data_path else None,
+        env_url=env_url,
+        save_interval=section.save_interval,
+        num_rollout=section.num_rollout,
+        num_epoch=section.num_epoch,
+        data_rows=order.data_rows,
+        args={**recipe.model.args, **section.args},
+        command=["bash", "-c", command] if isinstance(command, str) else command,
+        slime_dir=Path(recipe.trainer.slime_dir),
+        seed=recipe.seed,
+        model=recipe.model.name,
+    )
+
+
+def _steps_per_rollout(argv: list[str]) -> int:
+    flag = "--num-steps-per-rollout"
+    return int(argv[argv.index(flag) + 1]) if flag in argv else 1
+
+
+@contextmanager
+def _publishing(stage: Stage, store: CheckpointStore) -> Iterator[Publisher]:
+    publisher = Publisher(
+        store,
+        stage.save_dir,
+        _origin(stage, None),
+        keep=stage.order.recipe.checkpoint.keep,
+        log=stage.log,
+    )
+    stage.publisher = publisher
+    try:
+        yield publisher
+    finally:
+        publisher.stop()
+
+
+def _run_trainer(stage: Stage, jobs: RayJobs, launch: Launch, publisher: Publisher) -> None:
+    """Submit the trainer and follow it to its end; raises unless it reached its last iteration."""
+    log_file = stage.attempt_dir / "trainer.log"
+    env = {**launch.env, **stage.order.recipe.env}
+    jobs.submit(stage.submission_id, launch.argv, env, launch.cwd, log_file)
+    stage.log(f"trainer submitted to Ray as {stage.submission_id}; its log on the pod is {log_file}")
+    tail: list[str] = []
+    try:
+        _follow(stage, jobs, LogTail(log_file), publisher, tail)
+    except BaseException:
+        # Whatever ends the wait (cancel, SIGTERM, fence): no trainer stays, and what it completed is sealed if time
+        # allows.
+        jobs.stop(stage.submission_id, timeout_s=10)
+        _seal_last_words(stage, publisher)
+        raise
+    _check_end(stage, jobs, tail)
+
+
+def _follow(stage: Stage, jobs: RayJobs, log: LogTail, publisher: Publisher, tail: list[str]) -> None:
+    parser, offered, parent = ProgressParser(), _tracker(stage), os.getppid()
+    next_job_look = 0.0
+    while True:
+        ended = False
+        if time.monotonic() >= next_job_look:
+            ended = jobs.status(stage.submission_id) in ENDED
+            next_job_look = time.monotonic() + JOB_LOOK_S
+        for line in log.lines(final=ended):
+            stage.trainer_log(line)
+            tail[:] = [*tail[1 - TAIL_LINES :], line]
+            if point := parser.feed(line):
+                stage.progress.take(point)
+        reached = _tracker(stage)
+        if reached is not None and reached != offered:
+            publisher.offer(reached)
+            offered = reached
+        stage.beat()
+        stage.check_ended()
+        if os.getppid() != parent:
+            raise StageEnded("The Prefect worker of this pod died; its supervisor starts another one.")
+        if ended:
+            return
+        time.sleep(LOOK_S)
+
+
+def _tracker(stage: Stage) -> int | None:
+    try:
+        return layout.read_tracker(stage.save_dir)
+    except TornCheckpoint:
+        return None  # slime truncates and writes it, so a torn tracker is one caught half-way (slime.md 2.3)
+
+
+def _seal_last_words(stage: Stage, publisher: Publisher) -> None:
+    try:
+        publisher.finish(NOTICE_S)
+    except StoreError as error:
+        stage.log(f"WARNING the newest checkpoint was not sealed in the time left: {error}")
+
+
+def _check_end(stage: Stage, jobs: RayJobs, tail: list[str]) -> None:
+    """Success = the job ended well, the tracker reached the last expected iteration, and it moved (DESIGN 5.2)."""
+    status, reached, last = jobs.status(stage.submission_id), _tracker(stage), stage.expected_last
+    start = stage.restored.iteration if stage.restored else None
+    if status != "SUCCEEDED":
+        problem = f"the trainer ended {status} ({jobs.message(stage.submission_id) or 'no message'})"
+    elif reached is None or reached == start:
+        problem = f"the trainer ended well but saved nothing new (tracker: {reached}, restored: {start})"
+    elif last is not None and reached != last:
+        problem = f"the trainer ended well at iteration {reached} although the last one is {last}"
+    elif start is not None and stage.progress.loaded not in (None, start):
+        problem = f"the trainer loaded iteration {stage.progress.loaded} although {start} was restored"
+    else:
+        return
+    text = "\n".join(tail) or "(it wrote nothing)"
+    raise TrainerFailed(f"Run {stage.order.run_id}, {stage.submission_id}: {problem}. Its last lines:\n{text}")
+
+
+def _is_complete(stage: Stage) -> bool:
+    return stage.restored is not None and stage.restored.iteration == stage.expected_last
+
+
+def _result(stage: Stage, store: CheckpointStore, outcome: str) -> StageResult:
+    order = stage.order
+    newest = store.latest(order.run_id, order.stage)
+    if newest is None:
+        raise StoreError(
+            f"{store.uri} has no checkpoint of {order.run_id}/{order.stage} although the stage ended well."
+        )
+    uri = f"{store.uri}/{order.run_id}/{order.stage}/{layout.iteration_dir(Path(), newest.iteration).name}"
+    first, last = stage.progress.ends()
+    exported = any(entry.path.startswith("hf/") for entry in newest.files)
+    return StageResult(
+        run_id=order.run_id,
+        stage=order.stage,
+        attempt=order.attempt,
+        outcome="already complete" if outcome == "already complete" else "completed",
+        resumed_from=stage.restored.iteration if stage.restored else None,
+        first_iteration=stage.progress.first_iteration,
+        last_iteration=newest.iteration,
+        checkpoint_uri=uri,
+        export_uri=f"{uri}/hf/{newest.iteration}" if exported else None,
+        first=first,
+        last=last,
+        seconds=stage.seconds,
+    )
