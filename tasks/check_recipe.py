@@ -42,7 +42,7 @@ def check_recipe(recipe: Recipe, stages: list[StageName]) -> Checked:
     if missing:
         raise UserError(f"Recipe '{recipe.name}': secrets: {', '.join(missing)} not set in this environment.")
     check_money(recipe)
-    open_store(recipe.checkpoint.store)
+    open_store(recipe.checkpoint.store).check()
     data: dict[StageName, StageData] = {}
     for name in stages:
         found = _check_data(recipe, name)

@@ -7,18 +7,19 @@ knows whose it is. So a crash at any point leaves either no pod, or one that the
 import os
 import time
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
-from plugins.lium.bootstrap import start_supervisor, supervisor_status
-from plugins.lium.poller import wait_ready
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from plugins.errors import CapacityError, ControlPlaneError, PodLost, UserError
+from plugins.lium.bootstrap import start_supervisor, supervisor_status
 from plugins.lium.pods import TERMINAL_STATUSES, PodRow, PodSpec
-from plugins.lium.tunnel import PodConnection
+from plugins.lium.poller import wait_ready
+from plugins.lium.tunnel import PodConnection, known_hosts_file
 from tasks.control_plane import worker_online
 from tasks.lium_account import is_loopback
 from tasks.pod_ledger import PodLedger
@@ -65,7 +66,7 @@ def _is_outside(_task: Any, _task_run: Any, state: Any) -> bool:
 def provision_pod(run: Run, group: str) -> LivePod:
     """A pod of this run that is ready for stages. Raises CapacityError, PodLost, UserError, ControlPlaneError."""
     row = get_pod(run, group)
-    connection = PodConnection(row, run.account.settings.ssh_key_path, known_hosts(row))
+    connection = PodConnection(row, run.account.settings.ssh_key_path, known_hosts_file(row.id))
     try:
         connection.connect(CONNECT_S)
         start_worker(run, row, connection)
@@ -101,7 +102,12 @@ def get_pod(run: Run, group: str) -> PodRow:
         run.log(f"pod {name}: {'adopted' if mine else 'rented'}, {row.gpu_count}x {row.gpu_name}, "
                 f"${row.price_per_hour or 0:.2f}/h")  # fmt: skip
         try:
-            return wait_ready(run.poller, name, pod.ready_timeout_minutes * 60, run.cancelled)
+            ready = wait_ready(run.account, name, pod.ready_timeout_minutes * 60, run.cancelled, poller=run.poller)
+            run.check_cancelled()
+            assert ready is not None
+            # At boot Lium sets the end that came with the rent; ours must be said again.
+            run.account.extend(ready.id, datetime.now(UTC) + run.dead_man)
+            return ready
         except PodLost as lost:
             run.let_go(row.id)
             run.account.release(name)
@@ -173,11 +179,6 @@ def boot_document(run: Run, row: PodRow, api_url: str) -> dict[str, Any]:
     worker += ["--limit", "1", "--name", row.name]
     services = [{"name": "worker", "argv": worker}, {"name": "ray", "argv": ray}]
     return {"pod": row.name, "state_dir": "~/trainstack", "env": env, "services": services, "grace_s": 25}
-
-
-def known_hosts(row: PodRow) -> Path:
-    """The SDK's own pin file for this pod's host key, so that `lium ssh` and we trust the same key."""
-    return Path.home() / ".lium" / "known_hosts" / row.id
 
 
 def upload(pod: LivePod, files: Sequence[tuple[Path, str]]) -> list[str]:

@@ -11,13 +11,13 @@ from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
-from plugins.lium.bootstrap import supervisor_status
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.deployments import run_deployment
 from prefect.states import Cancelling, Crashed
 
 from blocks.recipe import StageName
 from plugins.errors import ControlPlaneError, StoreError, TrainstackError, UserError
+from plugins.lium.bootstrap import supervisor_status
 from plugins.lium.liveness import Evidence, Life, Lookup, Probe, verdict
 from tasks import artifacts
 from tasks.control_plane import attempt_of, set_state, stage_runs
@@ -151,31 +151,20 @@ class Attempt:
         lookup = Lookup.NOT_ASKED
         if sighting.row is None and sighting.good_listings_absent >= 2:
             lookup = self._look_up()
-        cause = self._cause() if lookup is Lookup.GONE else None
-        return Evidence(
-            status=sighting.row.status if sighting.row else None,
-            good_listings_absent=sighting.good_listings_absent,
-            listing_error=sighting.error,
+        return sighting.evidence(
             lookup=lookup,
             # Before the first beat the stage has the time to be claimed and to start.
             heartbeat_at=self._beat_at if self._beat_at is not None else self._started + CLAIM_S,
             probe=self._probe,
             ssh_dead_since=self._ssh_dead_since,
-            cause=cause,
+            cause=self.run.account.cause(self.pod.row.id) if lookup is Lookup.GONE else None,
         )
 
     def _look_up(self) -> Lookup:
         try:
-            return Lookup.FOUND if self.run.account.find_by_id(self.pod.row.id) else Lookup.GONE
+            return Lookup.FOUND if self.run.account.look_up(self.pod.row.id) else Lookup.GONE
         except TrainstackError:
             return Lookup.NO_ANSWER
-
-    def _cause(self) -> str | None:
-        try:
-            events = self.run.account.events(self.pod.row.id)
-        except TrainstackError:
-            return None
-        return events[-1].reason if events else None
 
     def _ask_pod(self) -> None:
         marker = f"PREFECT__FLOW_RUN_ID={self.flow_run.id}"

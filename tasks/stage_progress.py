@@ -15,9 +15,11 @@ class StageProgress:
     """Curves of one attempt by figure name ('loss', 'reward'), and the newest iteration heard of.
 
     steps_per_rollout: optimizer steps in one iteration; slime numbers `step` lines by step and all others by rollout.
+    rewarded: whether rewards mean something; slime prints zeros in SFT.
     """
 
     steps_per_rollout: int = 1
+    rewarded: bool = True
     series: Series = field(default_factory=dict)
     iteration: int | None = None
     first_iteration: int | None = None
@@ -31,7 +33,8 @@ class StageProgress:
             self._record("loss", point.number, point.values, LOSS_KEYS)
             self._advance(point.number // self.steps_per_rollout)
         elif point.kind == "rollout":
-            self._record("reward", point.number, point.values, REWARD_KEYS)
+            if self.rewarded:
+                self._record("reward", point.number, point.values, REWARD_KEYS)
             self._advance(point.number)
 
     def last(self, figure: str) -> float | None:

@@ -170,6 +170,7 @@ def train_stage(stage: Stage) -> StageResult:
         launch = build(_trainer_spec(stage, init_dir, env_url))
         stage.expected_last = launch.expected_last
         stage.progress.steps_per_rollout = _steps_per_rollout(launch.argv)
+        stage.progress.rewarded = order.stage == "rl"
         if _is_complete(stage):
             return _result(stage, store, "already complete")
         with _publishing(stage, store) as publisher, stage.timed("train"):
@@ -182,7 +183,9 @@ def train_stage(stage: Stage) -> StageResult:
 def _stop_older_attempts(stage: Stage, jobs: RayJobs) -> None:
     """A stage engine that was killed leaves its Ray job training; two trainers must never share a save dir."""
     for number in range(1, stage.order.attempt):
-        jobs.stop(f"{stage.order.run_id}-{stage.order.stage}-{number}", timeout_s=30)
+        older = f"{stage.order.run_id}-{stage.order.stage}-{number}"
+        if jobs.knows(older):
+            jobs.stop(older, timeout_s=30)
 
 
 def _origin(stage: Stage, parent: str | None) -> Origin:
@@ -418,7 +421,7 @@ def _result(stage: Stage, store: CheckpointStore, outcome: str) -> StageResult:
         raise StoreError(
             f"{store.uri} has no checkpoint of {order.run_id}/{order.stage} although the stage ended well."
         )
-    uri = f"{store.uri}/{order.run_id}/{order.stage}/{layout.iteration_dir(Path(), newest.iteration).name}"
+    uri = store.uri_of(newest)
     first, last = stage.progress.ends()
     exported = any(entry.path.startswith("hf/") for entry in newest.files)
     return StageResult(

@@ -1,0 +1,1 @@
+"""Sealed checkpoints: manifest, stores, restore."""

@@ -1,0 +1,1 @@
+"""The Lium marketplace: rent, reach, watch and return pods."""

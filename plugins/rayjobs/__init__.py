@@ -1,0 +1,1 @@
+"""Ray on one pod: start, submit, follow, stop."""

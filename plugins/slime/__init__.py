@@ -1,0 +1,1 @@
+"""What trainstack knows about slime: command line, checkpoint layout, log lines."""

@@ -1,0 +1,1 @@
+"""A stand-in trainer that speaks slime's command line, log lines and checkpoint layout on a CPU."""

@@ -1,0 +1,193 @@
+"""`python -m plugins.tinyslime.train <slime's flags>`: SFT or GRPO on a CPU, for machines on which slime cannot run.
+
+This is a stand-in: a real, tiny training that takes slime's flags, prints its log lines, and writes, resumes and exports its checkpoints.
+Runs with the same flags give the same bits on one machine, cut and resumed or not. Exit codes: 0 done, 2 the user must change something,
+1 anything else; a signal ends it at once.
+
+Environment, for tests and demonstrations: TINYSLIME_STEP_DELAY_S makes every rollout that much longer (seconds).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from plugins.errors import TrainstackError, UserError
+from plugins.slime import layout
+from plugins.tinyslime import checkpoint, export, flags, log
+from plugins.tinyslime.checkpoint import Training
+from plugins.tinyslime.grpo import GrpoStage, batches_of
+from plugins.tinyslime.model import ModelConfig, TinyLlama
+from plugins.tinyslime.sft import SftStage
+from plugins.tinyslime.step import Schedule, make_optimizer, train_step
+from plugins.tinyslime.tokenizer import ByteTokenizer
+
+THREADS = 1
+"""Fixed, because another number of threads adds up in another order and gives other bits. One also suits a shared machine."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run with `argv` (default: the process's) and give the exit code."""
+    for name in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(name, signal.SIG_DFL)  # whoever started us may have had them ignored
+    try:
+        train(flags.parse(sys.argv[1:] if argv is None else argv))
+    except TrainstackError as error:
+        print(f"tinyslime: {error}", file=sys.stderr, flush=True)
+        return 2 if isinstance(error, UserError) else 1
+    except KeyboardInterrupt:
+        print("tinyslime: interrupted", file=sys.stderr, flush=True)
+        return 130
+    return 0
+
+
+def train(args: Namespace) -> None:
+    """The whole run: start weights, resume, rollouts, steps, saves."""
+    torch.set_num_threads(THREADS)
+    torch.use_deterministic_algorithms(True)
+    torch.manual_seed(args.seed)
+    delay_s = _delay_s()
+    _tell_no_effect(args)
+    _prepare_save_dir(args)
+    model = _start_model(args)
+    tokenizer = ByteTokenizer()
+    stage: SftStage | GrpoStage
+    if flags.is_sft(args):
+        stage = SftStage(args, tokenizer, model)
+    else:
+        stage = GrpoStage(args, tokenizer, model, _reference(args, model.config))
+    try:
+        _loop(args, model, stage, delay_s)
+    finally:
+        stage.close()
+
+
+def _loop(args: Namespace, model: TinyLlama, stage: SftStage | GrpoStage, delay_s: float) -> None:
+    per_epoch = len(stage.source) // args.rollout_batch_size if args.num_rollout is None else None
+    num_rollout = args.num_rollout if per_epoch is None else per_epoch * args.num_epoch
+    if num_rollout < 1:
+        raise UserError(f"nothing to train: {len(stage.source)} rows make no rollout of --rollout-batch-size {args.rollout_batch_size}")
+    training = Training(args, model, make_optimizer(model, args), Schedule(args, num_rollout), stage.source)
+    start = _resume(training)
+    if start >= num_rollout:
+        log.say(f"nothing to do: the last of {num_rollout} rollouts is done")
+    stage.update_weights()
+    for rollout_id in range(start, num_rollout):
+        if _eval_due(args, rollout_id, before=True) and isinstance(stage, GrpoStage):
+            stage.evaluate(rollout_id)
+        _one_rollout(training, stage, rollout_id)
+        time.sleep(delay_s)
+        due = rollout_id == num_rollout - 1 or any((rollout_id + 1) % every == 0 for every in (args.save_interval, per_epoch) if every)
+        if args.save and due:
+            checkpoint.save(training, rollout_id)
+        stage.update_weights()
+        if _eval_due(args, rollout_id, before=False) and isinstance(stage, GrpoStage):
+            stage.evaluate(rollout_id)
+
+
+def _one_rollout(training: Training, stage: SftStage | GrpoStage, rollout_id: int) -> None:
+    """Get a rollout, train on it, and say so in slime's lines."""
+    args, began = training.args, time.monotonic()
+    log.metrics("rollout", rollout_id, stage.rollout(rollout_id))
+    rolled = time.monotonic()
+    for step in range(args.num_steps_per_rollout):
+        rows = range(step * args.global_batch_size, (step + 1) * args.global_batch_size)
+        batches = batches_of(args, [stage.tokens[row] for row in rows], [stage.masks[row] for row in rows])
+        values = train_step(training.model, training.optimizer, training.schedule, batches, stage.loss_function(rows), args)
+        number = rollout_id * args.num_steps_per_rollout + step
+        log.metrics("step", number, values | {"train/step": number})
+    train_s = time.monotonic() - rolled
+    tokens = sum(map(len, stage.tokens))
+    perf = {"train_wait_time": rolled - began, "actor_train_time": train_s, "actor_train_tok_per_s": tokens / train_s}
+    values = {f"perf/{name}": value for name, value in perf.items()}
+    log.metrics("perf", rollout_id, values | {"perf/step_time": time.monotonic() - began})
+
+
+def _resume(training: Training) -> int:
+    """Load what `--load` holds; gives the first rollout to do. Without a tracker there the run starts cold, as slime's does."""
+    args = training.args
+    iteration = checkpoint.resume(training) if args.load else None
+    if args.start_rollout_id is not None:
+        start = int(args.start_rollout_id)
+    else:
+        start = 0 if iteration is None else iteration + 1
+    if iteration is not None and start > 0:
+        checkpoint.load_cursor(training, start - 1)
+    return start
+
+
+def _start_model(args: Namespace) -> TinyLlama:
+    """The model with its start weights: `--load` or `--ref-load` or `--hf-checkpoint`, the first that holds some, else random."""
+    resumes = args.load is not None and layout.read_tracker(Path(args.load)) is not None
+    load = [args.load] if args.load and not resumes and (Path(args.load) / "config.json").is_file() else []
+    named = [Path(folder) for folder in (*load, args.ref_load, args.hf_checkpoint) if folder]
+    for folder in named:
+        if not folder.is_dir():
+            raise UserError(f"{folder}: no such folder of weights")
+    described = next((folder for folder in named if (folder / "config.json").is_file()), None)
+    model = TinyLlama(ModelConfig.from_args(args, export.read_config(described) if described else None))
+    if resumes:
+        return model
+    if named:
+        _read_weights(named[0], model)
+        log.say(f"start weights from {named[0]}")
+    else:
+        log.say(f"start weights random, from --seed {args.seed}")
+    return model
+
+
+def _reference(args: Namespace, config: ModelConfig) -> TinyLlama | None:
+    """The fixed model that `--use-kl-loss` keeps near: always `--ref-load`, on a resume too."""
+    if not args.use_kl_loss:
+        return None
+    reference = TinyLlama(config)
+    _read_weights(Path(args.ref_load), reference)
+    return reference
+
+
+def _read_weights(folder: Path, model: TinyLlama) -> None:
+    if (folder / "config.json").is_file():
+        export.read_weights(model, folder)
+    else:
+        checkpoint.read_model(folder, model)
+
+
+def _prepare_save_dir(args: Namespace) -> None:
+    """Find out before training that nothing could be saved."""
+    if args.save:
+        try:
+            Path(args.save).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--save {args.save}: cannot be made: {error.strerror}") from error
+
+
+def _eval_due(args: Namespace, rollout_id: int, *, before: bool) -> bool:
+    """slime evaluates before rollout 0 and after every `--eval-interval` rollouts."""
+    if args.eval_interval is None:
+        return False
+    return rollout_id == 0 and not args.skip_eval_before_train if before else (rollout_id + 1) % args.eval_interval == 0
+
+
+def _tell_no_effect(args: Namespace) -> None:
+    given = [name for name in flags.NO_EFFECT if hasattr(args, name.replace("-", "_"))]
+    if given:
+        log.say(f"tinyslime is a stand-in on the CPU: no effect of --{', --'.join(given)}")
+
+
+def _delay_s() -> float:
+    text = os.environ.get("TINYSLIME_STEP_DELAY_S", "0")
+    try:
+        return max(0.0, float(text))
+    except ValueError as error:
+        raise UserError(f"TINYSLIME_STEP_DELAY_S must be a number of seconds, not {text!r}") from error
+
+
+if __name__ == "__main__":
+    sys.exit(main())

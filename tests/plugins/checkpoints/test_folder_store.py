@@ -1,0 +1,432 @@
+"""The folder store: data, manifest, pointer; one writer; clear errors."""
+
+import errno
+import json
+import os
+import shutil
+import stat
+import threading
+from pathlib import Path
+
+import pytest
+
+from plugins.checkpoints.disk import Disk
+from plugins.checkpoints.manifest import Manifest, read_local, verify_files
+from plugins.checkpoints.stores.folder import FolderStore
+from plugins.checkpoints.stores.open import open_store
+from plugins.errors import Fenced, StoreError, TornCheckpoint, UserError
+from plugins.slime import layout
+
+RUN, STAGE = "run-1", "sft"
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> FolderStore:
+    return FolderStore(tmp_path / "store")
+
+
+def shelf(store: FolderStore) -> Path:
+    return store.root / RUN / STAGE
+
+
+def no_leftovers(store: FolderStore) -> None:
+    names = {path.name for path in shelf(store).iterdir()}
+    assert not [name for name in names if ".partial" in name or "replaced" in name or "deleted" in name]
+    assert not list((shelf(store) / ".incoming").iterdir())
+
+
+def test_a_checkpoint_comes_back_byte_for_byte_with_the_tracker(store, trainer, tmp_path, tree) -> None:
+    manifest = trainer.sealed(19, export=True)
+    done: list[int] = []
+    uri = store.put(manifest, trainer.save_dir, done.append)
+    assert uri == store.uri_of(manifest) == f"folder:{store.root}/run-1/sft/iter_0000019"
+    assert sum(done) == manifest.size_bytes
+    assert store.latest(RUN, STAGE) == manifest and store.list(RUN, STAGE) == [manifest]
+    store.verify(manifest)
+    done.clear()
+    store.get(manifest, tmp_path / "pod", done.append)
+    assert sum(done) == manifest.size_bytes
+    assert tree(tmp_path / "pod") == tree(trainer.save_dir)
+    assert layout.read_tracker(tmp_path / "pod") == 19
+    layout.check_complete(tmp_path / "pod", 19, kind="slime", export=True)
+    no_leftovers(store)
+
+
+def test_the_store_lies_as_documented(store, trainer) -> None:
+    manifest = trainer.sealed(19, export=True)
+    store.put(manifest, trainer.save_dir)
+    place = shelf(store) / "iter_0000019"
+    assert {path.name for path in place.iterdir()} == {"manifest.json", "iter_0000019", "rollout", "hf"}
+    assert (place / "hf" / "19" / "config.json").exists()
+    assert json.loads((shelf(store) / "claim.json").read_text()) == {"token": 1}
+    assert json.loads((shelf(store) / "latest.json").read_text()) == {
+        "iteration": 19,
+        "token": 1,
+        "attempt": 1,
+        "manifest": manifest.digest(),
+    }
+
+
+def test_an_empty_store_has_nothing(store) -> None:
+    assert store.latest(RUN, STAGE) is None and store.list(RUN, STAGE) == []
+
+
+def test_only_a_part_can_be_fetched_and_is_no_checkpoint(store, trainer, tmp_path) -> None:
+    manifest = trainer.sealed(19, export=True)
+    store.put(manifest, trainer.save_dir)
+    for _ in range(2):
+        store.get(manifest, tmp_path / "init", only=lambda path: path.startswith("hf/"))
+        assert (tmp_path / "init" / "hf" / "19" / "model.safetensors").exists()
+    assert layout.read_tracker(tmp_path / "init") is None and read_local(tmp_path / "init", 19) is None
+    assert not layout.iteration_dir(tmp_path / "init", 19).exists()
+    with pytest.raises(StoreError, match="no such file"):
+        store.get(manifest, tmp_path / "init", only=lambda path: False)
+
+
+def test_what_is_there_with_equal_hashes_is_not_copied_again(store, trainer) -> None:
+    steps: list[str] = []
+    counting = FolderStore(store.root, disk=Disk(lambda step, _path: steps.append(step)))
+    counting.put(trainer.sealed(19), trainer.save_dir)
+    assert "create" in steps
+    steps.clear()
+    again = trainer.sealed(19, attempt=2)
+    done: list[int] = []
+    counting.put(again, trainer.save_dir, done.append)
+    assert "create" not in steps and sum(done) == again.size_bytes
+    assert store.latest(RUN, STAGE) == again
+
+
+def test_other_bytes_of_the_same_iteration_replace_it(store, trainer, second) -> None:
+    store.put(trainer.sealed(19), trainer.save_dir)
+    other = second.sealed(19, seed="other", attempt=2)
+    store.put(other, second.save_dir)
+    assert store.list(RUN, STAGE) == [other]
+    store.verify(other)
+    no_leftovers(store)
+
+
+def test_a_stored_copy_that_lost_a_file_is_stored_again(store, trainer) -> None:
+    manifest = trainer.sealed(19)
+    store.put(manifest, trainer.save_dir)
+    (shelf(store) / "iter_0000019" / "iter_0000019" / "common.pt").unlink()
+    assert store.latest(RUN, STAGE) is None
+    store.put(manifest, trainer.save_dir)
+    store.verify(manifest)
+    assert store.latest(RUN, STAGE) == manifest
+
+
+def test_the_list_is_newest_first_and_an_older_upload_does_not_move_the_pointer_back(store, trainer) -> None:
+    manifests = {number: trainer.sealed(number) for number in (19, 39, 9)}
+    for manifest in manifests.values():
+        store.put(manifest, trainer.save_dir)
+    assert [manifest.iteration for manifest in store.list(RUN, STAGE)] == [39, 19, 9]
+    assert store.latest(RUN, STAGE) == manifests[39]
+    assert json.loads((shelf(store) / "latest.json").read_text())["iteration"] == 39
+
+
+def test_data_that_changed_after_the_seal_is_never_stored(store, trainer) -> None:
+    manifest = trainer.sealed(19)
+    path = layout.iteration_dir(trainer.save_dir, 19) / "__0_1.distcp"
+    path.write_bytes(bytes(reversed(path.read_bytes())))
+    with pytest.raises(TornCheckpoint, match=r"__0_1\.distcp.*changed after it was sealed"):
+        store.put(manifest, trainer.save_dir)
+    path.unlink()
+    with pytest.raises(TornCheckpoint, match="missing from sealed"):
+        store.put(manifest, trainer.save_dir)
+    assert store.latest(RUN, STAGE) is None and store.list(RUN, STAGE) == []
+    no_leftovers(store)
+
+
+def test_the_pointer_is_written_after_the_manifest_and_that_after_the_data(store, trainer) -> None:
+    seen: list[str] = []
+
+    def look(step: str, path: Path) -> None:
+        if path.name in ("latest.json", "manifest.json") or step == "append":
+            seen.append(path.name if step != "append" else "data")
+        if path.name == "latest.json":  # about to become visible: everything it names must be there
+            verify_files(shelf(store) / "iter_0000019", manifest)
+
+    manifest = trainer.sealed(19)
+    FolderStore(store.root, disk=Disk(look)).put(manifest, trainer.save_dir)
+    assert [name for at, name in enumerate(seen) if name not in seen[:at]] == ["data", "manifest.json", "latest.json"]
+    assert max(at for at, name in enumerate(seen) if name == "data") < seen.index("manifest.json")
+
+
+def test_a_stale_token_is_refused(store, trainer) -> None:
+    manifest = trainer.sealed(19)
+    store.claim(RUN, STAGE, 2)
+    store.claim(RUN, STAGE, 2)
+    with pytest.raises(Fenced, match="token 1 was superseded by token 2"):
+        store.put(manifest, trainer.save_dir)
+    with pytest.raises(Fenced):
+        store.claim(RUN, STAGE, 1)
+    assert store.list(RUN, STAGE) == []
+    store.claim(RUN, "rl", 1)  # another stage is another claim
+
+
+def test_an_attempt_that_is_superseded_while_it_copies_publishes_nothing(store, trainer) -> None:
+    store.put(trainer.sealed(19), trainer.save_dir)
+    claimed = threading.Event()
+
+    def take_over(step: str, _path: Path) -> None:
+        if step == "append" and not claimed.is_set():
+            claimed.set()
+            FolderStore(store.root).claim(RUN, STAGE, 2)  # needs no waiting: copying holds no lock
+
+    with pytest.raises(Fenced):
+        FolderStore(store.root, disk=Disk(take_over)).put(trainer.sealed(39), trainer.save_dir)
+    assert [manifest.iteration for manifest in store.list(RUN, STAGE)] == [19]
+    no_leftovers(store)
+
+
+def test_writers_that_race_leave_every_checkpoint_whole_and_the_pointer_on_the_newest(store, trainer) -> None:
+    manifests = [trainer.sealed(number) for number in (9, 19, 29, 39)]
+    start = threading.Barrier(2 * len(manifests))
+    errors: list[BaseException] = []
+
+    def write(manifest: Manifest) -> None:
+        start.wait(timeout=30)
+        try:
+            FolderStore(store.root).put(manifest, trainer.save_dir)
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=write, args=(manifest,)) for manifest in manifests * 2]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    assert not errors
+    assert store.list(RUN, STAGE) == manifests[::-1]
+    for manifest in manifests:
+        store.verify(manifest)
+    assert json.loads((shelf(store) / "latest.json").read_text())["iteration"] == 39
+    store.put(manifests[0], trainer.save_dir)
+    no_leftovers(store)
+
+
+def test_set_aside_keeps_the_data_and_the_reason_and_the_pointer_goes_back(store, trainer) -> None:
+    old, new = (trainer.sealed(number) for number in (19, 39))
+    for manifest in (old, new):
+        store.put(manifest, trainer.save_dir)
+    store.set_aside(new, "hash of common.pt is wrong")
+    store.set_aside(new, "again")
+    assert store.list(RUN, STAGE) == [old] and store.latest(RUN, STAGE) == old
+    broken = shelf(store) / "iter_0000039.broken-1"
+    assert json.loads((broken / "broken.json").read_text())["reason"] == "hash of common.pt is wrong"
+    assert (broken / "iter_0000039" / "common.pt").exists()
+    assert json.loads((shelf(store) / "latest.json").read_text())["iteration"] == 19
+    store.put(new, trainer.save_dir)
+    store.set_aside(new, "once more")
+    assert (shelf(store) / "iter_0000039.broken-2").exists()
+    with pytest.raises(TornCheckpoint, match="not in the store any more"):
+        store.get(new, trainer.save_dir)
+
+
+def test_delete_is_for_good_and_the_pointer_goes_back(store, trainer) -> None:
+    old, new = (trainer.sealed(number) for number in (19, 39))
+    for manifest in (old, new):
+        store.put(manifest, trainer.save_dir)
+    store.delete(new)
+    store.delete(new)
+    assert store.latest(RUN, STAGE) == old
+    store.delete(old)
+    assert store.latest(RUN, STAGE) is None and not (shelf(store) / "latest.json").exists()
+    no_leftovers(store)
+
+
+@pytest.mark.parametrize("pointer", ["", "{", "[]", '{"iteration": 39}', '{"iteration": 99, "manifest": "x"}', None])
+def test_a_lost_or_wrong_pointer_costs_nothing(store, trainer, pointer: str | None) -> None:
+    for number in (19, 39):
+        store.put(trainer.sealed(number), trainer.save_dir)
+    path = shelf(store) / "latest.json"
+    path.unlink() if pointer is None else path.write_text(pointer)
+    latest = store.latest(RUN, STAGE)
+    assert latest and latest.iteration == 39
+
+
+def test_a_manifest_that_is_damaged_or_of_another_stage_is_left_out(store, trainer) -> None:
+    for number in (9, 19, 29, 39):
+        store.put(trainer.sealed(number), trainer.save_dir)
+    text = (shelf(store) / "iter_0000039" / "manifest.json").read_text()
+    (shelf(store) / "iter_0000039" / "manifest.json").write_text(text[:-30])
+    (shelf(store) / "iter_0000029" / "manifest.json").write_text(text)
+    other = shelf(store) / "iter_0000019" / "manifest.json"
+    other.write_text(other.read_text().replace('"sft"', '"rl"'))
+    assert [manifest.iteration for manifest in store.list(RUN, STAGE)] == [9]
+    store.put(trainer.sealed(39), trainer.save_dir)  # what could not be read is kept aside, not overwritten
+    assert (shelf(store) / "iter_0000039.broken-1").exists()
+    assert store.latest(RUN, STAGE).iteration == 39
+
+
+def test_a_manifest_of_a_newer_trainstack_is_an_error_and_not_passed_over(store, trainer) -> None:
+    store.put(trainer.sealed(19), trainer.save_dir)
+    path = shelf(store) / "iter_0000019" / "manifest.json"
+    path.write_text(path.read_text().replace('"format": 1', '"format": 2'))
+    with pytest.raises(StoreError, match="install a newer one"):
+        store.list(RUN, STAGE)
+
+
+def test_a_file_that_is_damaged_in_the_store_is_named_and_the_save_dir_is_as_it_was(
+    store, trainer, second, tree
+) -> None:
+    manifest = trainer.sealed(19)
+    store.put(manifest, trainer.save_dir)
+    second.save(9)
+    before = tree(second.save_dir)
+    for entry in manifest.files:
+        path = shelf(store) / "iter_0000019" / entry.path
+        whole = path.read_bytes()
+        for damaged in (whole[:-1], bytes([whole[0] ^ 1]) + whole[1:], None):
+            path.unlink() if damaged is None else path.write_bytes(damaged)
+            for read in (lambda: store.get(manifest, second.save_dir), lambda: store.verify(manifest)):
+                with pytest.raises(TornCheckpoint, match=path.name):
+                    read()
+            assert tree(second.save_dir) == before
+        path.write_bytes(whole)
+    store.verify(manifest)
+
+
+@pytest.mark.parametrize(
+    ("code", "remedy"), [(errno.ENOSPC, "disk is full"), (errno.EACCES, "owner and rights"), (errno.EROFS, "read-only")]
+)
+def test_a_disk_that_fails_at_any_step_is_one_clear_error_and_hurts_nothing(
+    store, trainer, tmp_path, code, remedy
+) -> None:
+    store.put(trainer.sealed(19), trainer.save_dir)
+    manifest = trainer.sealed(39)
+    failures = 0
+    for at in range(1000):
+        left = [at]
+
+        def fail(_step: str, path: Path, left: list[int] = left) -> None:
+            left[0] -= 1
+            if left[0] < 0:
+                raise OSError(code, os.strerror(code), str(path))
+
+        try:
+            FolderStore(store.root, disk=Disk(fail, chunk_bytes=512), workers=1).put(manifest, trainer.save_dir)
+        except StoreError as error:
+            assert remedy in str(error) and str(store.root) in str(error)
+            failures += 1
+        else:
+            break
+        latest = store.latest(RUN, STAGE)
+        assert latest and latest.iteration in (19, 39)
+        store.verify(latest)
+    assert failures > 20
+    store.put(manifest, trainer.save_dir)
+    assert store.latest(RUN, STAGE) == manifest
+    no_leftovers(store)
+
+
+def test_a_full_disk_while_fetching_leaves_the_save_dir_as_it_was(store, trainer, tmp_path, tree) -> None:
+    manifest = trainer.sealed(19)
+    store.put(manifest, trainer.save_dir)
+
+    def full(step: str, path: Path) -> None:
+        if step == "append" and path.name == "common.pt":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(StoreError, match="disk is full"):
+        FolderStore(store.root, disk=Disk(full)).get(manifest, tmp_path / "pod")
+    assert tree(tmp_path / "pod") == {}
+
+
+def test_a_store_that_cannot_be_written_is_found_by_the_check(tmp_path: Path) -> None:
+    good = FolderStore(tmp_path / "a" / "b")
+    good.check()
+    assert list(good.root.iterdir()) == []
+    (tmp_path / "file").touch()
+    with pytest.raises(StoreError, match="a file stands where a folder is needed"):
+        FolderStore(tmp_path / "file").check()
+    with pytest.raises(StoreError, match="a file stands where a folder is needed"):
+        FolderStore(tmp_path / "file" / "deeper").check()
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_a_store_without_rights_is_found_by_the_check(tmp_path: Path) -> None:
+    (tmp_path / "closed").mkdir(mode=0o555)
+    with pytest.raises(StoreError, match="owner and rights"):
+        FolderStore(tmp_path / "closed" / "store").check()
+
+
+def test_a_store_that_is_held_by_another_process_says_so(store, trainer) -> None:
+    manifest = trainer.sealed(19)
+    store.claim(RUN, STAGE, 1)
+    from plugins.checkpoints.stores.lock import folder_lock
+
+    impatient = FolderStore(store.root, lock_timeout_s=0.05)
+    with folder_lock(shelf(store), 1.0), pytest.raises(StoreError, match=r"another process has held .* 0\.05 s"):
+        impatient.put(manifest, trainer.save_dir)
+    impatient.put(manifest, trainer.save_dir)
+
+
+def test_nobody_else_may_write_what_we_store_whatever_the_umask(store, trainer, tmp_path) -> None:
+    before = os.umask(0)
+    try:
+        manifest = trainer.sealed(19, export=True)
+        store.put(manifest, trainer.save_dir)
+        store.get(manifest, tmp_path / "pod")
+    finally:
+        os.umask(before)
+    for root in (store.root, tmp_path / "pod"):
+        for path in [root, *root.rglob("*")]:
+            mode = stat.S_IMODE(path.stat().st_mode)
+            assert mode == (0o755 if path.is_dir() else 0o644), path
+
+
+def test_the_copies_of_dead_writers_are_cleared_and_those_of_living_ones_are_not(store, trainer) -> None:
+    dead = shelf(store) / ".incoming" / "iter_0000019-dead"
+    dead.mkdir(parents=True)
+    (dead / "half").write_bytes(b"x")
+    (shelf(store) / ".latest.json.0000.partial").touch()
+    (shelf(store) / "iter_0000009.deleted-1").mkdir()
+    inside: list[Path] = []
+
+    def another_writer(step: str, path: Path) -> None:
+        if step == "fsync" and not inside:
+            inside.append(path)
+            FolderStore(store.root).put(trainer_39, trainer.save_dir)
+            assert path.exists()
+
+    trainer_39 = trainer.sealed(39)
+    FolderStore(store.root, disk=Disk(another_writer), workers=1).put(trainer.sealed(19), trainer.save_dir)
+    assert [manifest.iteration for manifest in store.list(RUN, STAGE)] == [39, 19]
+    no_leftovers(store)
+
+
+def test_names_cannot_lead_out_of_the_store(store) -> None:
+    for run_id, stage in (("../up", "sft"), ("run", "../../x"), ("/abs", "sft"), ("run", "")):
+        with pytest.raises(UserError):
+            store.list(run_id, stage)
+        with pytest.raises(UserError):
+            store.claim(run_id, stage, 1)
+    assert not store.root.exists()
+
+
+@pytest.mark.parametrize("uri", ["folder:{}", "{}", "folder://{}"])
+def test_a_folder_uri_opens_and_opens_again(tmp_path: Path, uri: str) -> None:
+    opened = open_store(uri.format(tmp_path))
+    assert Path(open_store(opened.uri).uri.removeprefix("folder:")) == Path(opened.uri.removeprefix("folder:"))
+    opened.check()
+
+
+def test_a_home_path_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert open_store("~/store").uri == f"folder:{tmp_path}/store"
+
+
+@pytest.mark.parametrize(
+    "uri", ["", "folder:", "folder:relative/path", "folder://host/x", "s3://bucket/x", "hub://user/repo", "volume:/mnt"]
+)
+def test_an_unknown_store_is_the_users_error_and_names_what_exists(uri: str) -> None:
+    with pytest.raises(UserError, match="folder:/absolute/path"):
+        open_store(uri)
+
+
+def test_a_store_that_moved_with_its_folder_still_reads(store, trainer, tmp_path) -> None:
+    manifest = trainer.sealed(19)
+    store.put(manifest, trainer.save_dir)
+    shutil.move(store.root, tmp_path / "elsewhere")
+    FolderStore(tmp_path / "elsewhere").verify(manifest)
