@@ -27,7 +27,7 @@ demo: install  ## SFT, then RL, on an emulated pod; KEEP=1 leaves the servers ru
 	@$(BIN)/python -m flows.demo $(if $(KEEP),--keep)
 
 test: install  ## the test suite
-	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist worksteal -m "not slime"
+	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup -m "not slime"
 
 test-slime: install  ## tests beside a checkout of slime: make test-slime SLIME=path
 	@SLIME=$(SLIME) $(BIN)/python -m pytest -q -m slime

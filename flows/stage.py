@@ -7,6 +7,7 @@ Failed with a message a person can act on, Cancelled when it was cancelled, or C
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 from prefect import flow, get_run_logger
 from prefect.client.orchestration import get_client
@@ -29,8 +30,6 @@ CANCEL_STATES = frozenset({"Cancelling", "Cancelled"})
 @flow(name="slime-stage", retries=0, persist_result=False)
 def slime_stage(order: StageOrder) -> State[Any]:
     """Train one stage on this pod: restore, start the trainer, follow it, seal and publish its checkpoints."""
-    from uuid import UUID
-
     logger = get_run_logger()
     redact = redactor(order.recipe.secrets)
     own_id = UUID(str(flow_run.id))
@@ -67,16 +66,21 @@ def _guarded(log: Callable[[str], None], show: Callable[[], None]) -> None:
         log(f"WARNING an artifact of the stage was not written: {type(error).__name__}: {error}")
 
 
-def _draw(stage: Stage, own_id: Any) -> None:
-    order = stage.order
+def _draw(stage: Stage, own_id: UUID) -> None:
+    order, progress = stage.order, stage.progress
+    pictures = [
+        artifacts.picture(curve_png(progress.curve(figure), title=figure, figure=figure), figure)
+        for figure in progress.figures()
+    ]
+    if not pictures:
+        return
+    title = f"# {order.run_id}: {order.stage}, attempt {order.attempt}"
     with get_client(sync_client=True) as client:
-        for figure, points in stage.progress.series.items():
-            title = f"{order.run_id} {order.stage} attempt {order.attempt}: {figure}"
-            key = artifact_key(order.run_id, order.stage, figure)
-            artifacts.put_picture(client, own_id, key, curve_png(points, title=title, figure=figure), title)
+        key = artifact_key(order.run_id, order.stage, "curves")
+        artifacts.put_markdown(client, own_id, key, "\n\n".join([title, *pictures]))
 
 
-def _publish(result: StageResult, own_id: Any) -> None:
+def _publish(result: StageResult, own_id: UUID) -> None:
     with get_client(sync_client=True) as client:
         row = {**result.model_dump(mode="json"), "export": Path(result.export_uri or "").name}
         key = artifact_key(result.run_id, result.stage, "result")

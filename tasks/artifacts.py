@@ -37,12 +37,9 @@ def put_progress(client: SyncPrefectClient, flow_run_id: UUID | None, key: str, 
     return _put(client, flow_run_id, key, "progress", 0.0, description)
 
 
-def put_picture(
-    client: SyncPrefectClient, flow_run_id: UUID | None, key: str, png: bytes, description: str = ""
-) -> UUID:
-    """Create an image artifact that carries the picture itself, so it outlives pod and store; returns its id."""
-    url = "data:image/png;base64," + b64encode(png).decode()
-    return _put(client, flow_run_id, key, "image", url, description)
+def picture(png: bytes, words: str) -> str:
+    """Markdown that carries the picture itself, so it outlives pod and store."""
+    return f"![{words}](data:image/png;base64,{b64encode(png).decode()})"
 
 
 def update(client: SyncPrefectClient, artifact_id: UUID, data: Any) -> None:

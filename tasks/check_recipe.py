@@ -62,7 +62,9 @@ def _check_data(recipe: Recipe, name: StageName) -> StageData | None:
             raise UserError(f"Recipe '{recipe.name}': {name}.data: missing; the trainer needs prompt data.")
         return None
     key = section.args.get("input-key")
-    found = inspect(Path(section.data), name, input_key=str(key) if key else None)
+    label = "label" if name == "rl" and recipe.trainer.kind != "command" else None
+    label = str(section.args.get("label-key", label)) if label else None
+    found = inspect(Path(section.data), name, input_key=str(key) if key else None, label_key=label)
     return StageData(Path(section.data), found.rows, found.sha256)
 
 

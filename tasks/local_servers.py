@@ -61,7 +61,7 @@ def ensure_prefect_server() -> str:
     with _lock():
         server = running("prefect")
         if server is None:
-            port = _free_port(PREFECT_PORT)
+            port = _free_port(_preferred(PREFECT_PORT))
             server = _spawn(
                 "prefect",
                 [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)],
@@ -86,7 +86,7 @@ def ensure_emulator() -> str:
     with _lock():
         server = running("emulator")
         if server is None:
-            port = _free_port(EMULATOR_PORT)
+            port = _free_port(_preferred(EMULATOR_PORT))
             store = home() / "store"
             store.mkdir(parents=True, exist_ok=True)
             shares = {Path(sys.prefix), Path(sys.base_prefix), CODE_ROOT, store}
@@ -209,6 +209,11 @@ def _answers(url: str) -> bool:
         return httpx.get(url, timeout=5).is_success
     except httpx.HTTPError:
         return False
+
+
+def _preferred(port: int) -> int:
+    """The well-known port belongs to the usual state folder; several others may start at the same moment."""
+    return 0 if os.environ.get("TRAINSTACK_DIR") else port
 
 
 def _free_port(preferred: int) -> int:

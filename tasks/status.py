@@ -38,7 +38,7 @@ def run_status(client: SyncPrefectClient, run_id: str) -> Status:
     return {
         "run_id": run_id,
         "state": _state(head),
-        "message": _message(head),
+        "message": None if _state(head) == "Completed" else _message(head),
         "flow_runs": {"pipeline": [str(r.id) for r in pipelines], "stages": [str(r.id) for r in stage_runs]},
         "started_at": _iso(first.start_time if first else None),
         "ended_at": _iso(head.end_time if head else None),
@@ -91,7 +91,7 @@ def _from_result(result: StageResult) -> Status:
         "reward": {"first": result.first.get("reward"), "last": result.last.get("reward")},
         "checkpoint": result.last_iteration,
         "store_uri": result.checkpoint_uri,
-        "export_path": result.export_uri,
+        "export_path": result.export_uri.removeprefix("folder:") if result.export_uri else None,
     }
 
 

@@ -28,9 +28,10 @@ from plugins.checkpoints.seal import seal
 from plugins.checkpoints.stores import CheckpointStore
 from plugins.checkpoints.stores.open import open_store
 from plugins.errors import ControlPlaneError, Fenced, StoreError, TornCheckpoint, UserError
-from plugins.rayjobs.jobs import RayJobs
+from plugins.rayjobs.jobs import FINAL, RayJobs
 from plugins.rayjobs.tail import LogTail
 from plugins.slime import layout
+from plugins.slime.hooks import PROGRESS_FILE
 from plugins.slime.launch import Launch, TrainerSpec, build
 from plugins.slime.progress import ProgressParser
 from tasks.stage_contract import Heartbeat, StageOrder, StageResult
@@ -42,7 +43,7 @@ RAY_READY_S = 180.0
 FINAL_UPLOAD_S = 1800.0
 NOTICE_S = 12.0  # what a terminated stage may spend on sealing; Prefect's runner kills it after 30 s
 TAIL_LINES = 25
-ENDED = frozenset({"SUCCEEDED", "FAILED", "STOPPED"})
+RAY_SILENT_S = 60.0
 
 Log = Callable[[str], None]
 
@@ -164,7 +165,7 @@ def train_stage(stage: Stage) -> StageResult:
         _stop_older_attempts(stage, jobs)
     with stage.timed("restore"):
         _rescue(stage, store)
-        stage.restored = restore(store, order.run_id, order.stage, stage.save_dir)
+        stage.restored = _restore(stage, store)
         init_dir = None if stage.restored else _fetch_init(stage, store)
     with _environment_server(stage) as env_url:
         launch = build(_trainer_spec(stage, init_dir, env_url))
@@ -228,6 +229,21 @@ def _rescue(stage: Stage, store: CheckpointStore) -> None:
         stage.log(f"iteration {left} of an interrupted attempt was complete: sealed and durable at {uri}")
     except TornCheckpoint as error:
         stage.log(f"the interrupted attempt left an incomplete checkpoint, which is not used: {error}")
+
+
+def _restore(stage: Stage, store: CheckpointStore) -> Manifest | None:
+    """The newest checkpoint that verifies, put into the save dir; None only for a stage that never had one."""
+    order = stage.order
+    known = store.list(order.run_id, order.stage)
+    restored = restore(store, order.run_id, order.stage, stage.save_dir)
+    if restored is None and known:
+        raise UserError(
+            f"All {len(known)} checkpoints of {order.run_id}/{order.stage} in {store.uri} are damaged; they were set "
+            "aside there (*.broken-*) with the reason. To start from zero, use a new run id."
+        )
+    if restored is not None:
+        stage.log(f"restored iteration {restored.iteration}, sealed by attempt {restored.attempt}")
+    return restored
 
 
 def _fetch_init(stage: Stage, store: CheckpointStore) -> Path | None:
@@ -342,7 +358,7 @@ def _run_trainer(stage: Stage, jobs: RayJobs, launch: Launch, publisher: Publish
     stage.log(f"trainer submitted to Ray as {stage.submission_id}; its log on the pod is {log_file}")
     tail: list[str] = []
     try:
-        _follow(stage, jobs, LogTail(log_file), publisher, tail)
+        _follow(stage, jobs, _Voice(log_file, env.get(PROGRESS_FILE)), publisher, tail)
     except BaseException:
         # Whatever ends the wait (cancel, SIGTERM, fence): no trainer stays, and what it completed is sealed if time
         # allows.
@@ -352,19 +368,54 @@ def _run_trainer(stage: Stage, jobs: RayJobs, launch: Launch, publisher: Publish
     _check_end(stage, jobs, tail)
 
 
-def _follow(stage: Stage, jobs: RayJobs, log: LogTail, publisher: Publisher, tail: list[str]) -> None:
-    parser, offered, parent = ProgressParser(), _tracker(stage), os.getppid()
-    next_job_look = 0.0
-    while True:
-        ended = False
-        if time.monotonic() >= next_job_look:
-            ended = jobs.status(stage.submission_id) in ENDED
-            next_job_look = time.monotonic() + JOB_LOOK_S
-        for line in log.lines(final=ended):
+class _Voice:
+    """Everything the trainer says: its log, and the hook's file where the trainer has one."""
+
+    def __init__(self, log: Path, hook: str | None) -> None:
+        self._log, self._hook = LogTail(log), LogTail(Path(hook)) if hook else None
+        self._parser = ProgressParser()
+
+    def hear(self, stage: Stage, tail: list[str], *, final: bool) -> None:
+        """Take in what is new; `tail` keeps the last lines for a message about a failure."""
+        for line in self._log.lines(final=final):
             stage.trainer_log(line)
             tail[:] = [*tail[1 - TAIL_LINES :], line]
-            if point := parser.feed(line):
+            if point := self._parser.feed(line):
                 stage.progress.take(point)
+        for line in self._hook.lines(final=final) if self._hook else ():
+            if point := self._parser.feed_hook(line):
+                stage.progress.take(point)
+
+
+class _JobWatch:
+    """Asks Ray now and then whether the job ended. A head that is silent for a while is unknown, not a dead job."""
+
+    def __init__(self, jobs: RayJobs, submission_id: str) -> None:
+        self._jobs, self._id = jobs, submission_id
+        self._next = 0.0
+        self._silent_since: float | None = None
+
+    def ended(self) -> bool:
+        """Whether the job has ended. Raises ControlPlaneError when Ray has not answered for RAY_SILENT_S."""
+        if time.monotonic() < self._next:
+            return False
+        self._next = time.monotonic() + JOB_LOOK_S
+        try:
+            status = self._jobs.status(self._id)
+        except ControlPlaneError:
+            self._silent_since = self._silent_since or time.monotonic()
+            if time.monotonic() - self._silent_since > RAY_SILENT_S:
+                raise
+            return False
+        self._silent_since = None
+        return status in FINAL
+
+
+def _follow(stage: Stage, jobs: RayJobs, voice: _Voice, publisher: Publisher, tail: list[str]) -> None:
+    watch, offered, parent = _JobWatch(jobs, stage.submission_id), _tracker(stage), os.getppid()
+    while True:
+        ended = watch.ended()
+        voice.hear(stage, tail, final=ended)
         reached = _tracker(stage)
         if reached is not None and reached != offered:
             publisher.offer(reached)

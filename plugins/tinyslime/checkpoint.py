@@ -3,8 +3,8 @@
     iter_0000019/  common.pt (arguments, schedule, RNG)  __0_0.distcp + .metadata (weights, optimizer)  metadata.json
     latest_checkpointed_iteration.txt   rollout/global_dataset_state_dict_19.pt   and what --save-hf names
 
-What is complete, and where files stand, is said by `plugins.slime.layout`. Resume goes by slime's rules (slime.md 2.4) but fails with a
-reason where slime or Megatron fail with a trace.
+What is complete, and where files stand, is said by `plugins.slime.layout`. Resume goes by slime's rules (slime.md
+2.4) but fails with a reason where slime or Megatron fail with a trace.
 """
 
 from __future__ import annotations
@@ -21,8 +21,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed import checkpoint as dcp
+from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 
 from plugins.errors import StoreError, TornCheckpoint, UserError
 from plugins.slime import layout
@@ -33,7 +34,12 @@ from plugins.tinyslime.export import write_folder
 from plugins.tinyslime.model import TinyLlama
 from plugins.tinyslime.step import Schedule
 
-_METADATA = {"sharded_backend": "torch_dist", "sharded_backend_version": 1, "common_backend": "torch", "common_backend_version": 1}
+_METADATA = {
+    "sharded_backend": "torch_dist",
+    "sharded_backend_version": 1,
+    "common_backend": "torch",
+    "common_backend_version": 1,
+}
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
@@ -66,8 +72,8 @@ def save(training: Training, iteration: int) -> None:
         }
         torch.save(common, folder / "common.pt")
         tensors = _tensors(training.model, None if args.no_save_optim else training.optimizer)
-        writer = dcp.FileSystemWriter(folder, single_file_per_rank=True, sync_files=True, thread_count=1)
-        dcp.save(tensors, storage_writer=writer, no_dist=True)
+        writer = FileSystemWriter(folder, single_file_per_rank=True, sync_files=True, thread_count=1)
+        state_dict_saver.save(tensors, storage_writer=writer, no_dist=True)
         (folder / "metadata.json").write_text(json.dumps(_METADATA), encoding="utf-8")
     layout.write_tracker(save_dir, iteration)
     log.bare(format_saved(iteration, save_dir, now=datetime.now()))
@@ -89,7 +95,9 @@ def resume(training: Training) -> int | None:
     load_dir = Path(training.args.load)
     if (iteration := layout.read_tracker(load_dir)) is None:
         return None
-    common = _read_iteration(load_dir, iteration, training.model, None if training.args.no_load_optim else training.optimizer)
+    common = _read_iteration(
+        load_dir, iteration, training.model, None if training.args.no_load_optim else training.optimizer
+    )
     if not training.args.no_load_optim:
         training.schedule.load_state_dict(common["opt_param_scheduler"])
     torch.set_rng_state(common["rng_state"])
@@ -98,7 +106,9 @@ def resume(training: Training) -> int | None:
 
 
 def load_cursor(training: Training, iteration: int) -> None:
-    """Put the data cursor where it stood after `iteration`. Like slime, start the data anew when its file is missing."""
+    """Put the data cursor where it stood after `iteration`. Like slime, start the data anew when its file is
+    missing.
+    """
     state = layout.dataset_state_file(Path(training.args.load), iteration)
     if not state.exists():
         log.say(f"Checkpoint {state} does not exist.", file="data_source.py")
@@ -115,7 +125,9 @@ def read_model(load_dir: Path, model: TinyLlama) -> None:
     _read_iteration(load_dir, iteration, model, None)
 
 
-def _read_iteration(load_dir: Path, iteration: int, model: TinyLlama, optimizer: torch.optim.AdamW | None) -> dict[str, Any]:
+def _read_iteration(
+    load_dir: Path, iteration: int, model: TinyLlama, optimizer: torch.optim.AdamW | None
+) -> dict[str, Any]:
     folder = layout.iteration_dir(load_dir, iteration)
     log.bare(f" loading distributed checkpoint from {load_dir} at iteration {iteration}")
     layout.check_complete(load_dir, iteration, kind="slime", dataset_state=False)
@@ -125,13 +137,19 @@ def _read_iteration(load_dir: Path, iteration: int, model: TinyLlama, optimizer:
         if common["iteration"] != iteration:
             raise TornCheckpoint(f"{folder}/common.pt is of iteration {common['iteration']}: the folder was mixed up")
         if common["model_config"] != asdict(model.config):
-            raise UserError(f"{folder} holds a model of other sizes ({common['model_config']}) than the flags ask for ({asdict(model.config)})")
-        reader = dcp.FileSystemReader(folder)
+            raise UserError(
+                f"{folder} holds a model of other sizes than the flags ask for: {common['model_config']}, not "
+                f"{asdict(model.config)}"
+            )
+        reader = FileSystemReader(folder)
         names = reader.read_metadata().state_dict_metadata
         if optimizer and not any(name.startswith("optimizer.") for name in names):
-            raise UserError(f"{folder} has no optimizer state (it was saved with --no-save-optim): add --no-load-optim to go on without")
+            raise UserError(
+                f"{folder} has no optimizer state (it was saved with --no-save-optim): add --no-load-optim to go on "
+                "without"
+            )
         tensors = _tensors(model, optimizer, fresh=True)
-        dcp.load(tensors, storage_reader=reader, no_dist=True)
+        state_dict_loader.load(tensors, storage_reader=reader, no_dist=True)
     if optimizer:
         for name, parameter in model.named_parameters():
             optimizer.state[parameter] = {kind: tensors[f"optimizer.state.{kind}.{name}"] for kind in _MOMENTS}
@@ -143,7 +161,11 @@ def _tensors(model: TinyLlama, optimizer: torch.optim.AdamW | None, *, fresh: bo
     tensors = {name: parameter.detach() for name, parameter in model.named_parameters()}
     for name, parameter in model.named_parameters() if optimizer else ():
         assert optimizer is not None
-        empty = {"exp_avg": torch.zeros_like(parameter), "exp_avg_sq": torch.zeros_like(parameter), "step": torch.zeros(())}
+        empty = {
+            "exp_avg": torch.zeros_like(parameter),
+            "exp_avg_sq": torch.zeros_like(parameter),
+            "step": torch.zeros(()),
+        }
         state = empty if fresh else empty | optimizer.state.get(parameter, {})
         tensors |= {f"optimizer.state.{kind}.{name}": state[kind].detach() for kind in _MOMENTS}
     return tensors
@@ -155,13 +177,17 @@ def _is_plain(value: object) -> bool:
 
 @contextmanager
 def _storing(path: Path) -> Iterator[None]:
-    """What torch raises when a disk is full or refuses (OSError, RuntimeError, or a BaseException of its own) is a StoreError."""
+    """What torch raises when a disk is full or refuses (OSError, RuntimeError, or a BaseException of its own) is a
+    StoreError.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     except (OSError, RuntimeError, CheckpointException) as error:
-        raise StoreError(f"cannot write {path}: {_reason(error)}: check space and rights there; the tracker was not moved") from error
+        raise StoreError(
+            f"cannot write {path}: {_reason(error)}: check space and rights there; the tracker was not moved"
+        ) from error
 
 
 @contextmanager

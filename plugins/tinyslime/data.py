@@ -1,7 +1,9 @@
-"""Rows in, batches out: reads JSONL and parquet, keeps the data cursor that a checkpoint stores, and pads rows into micro-batches.
+"""Rows in, batches out: reads JSONL and parquet, keeps the data cursor that a checkpoint stores, and pads rows into
+micro-batches.
 
-The cursor moves exactly as slime's data source does (order shuffled by seed + epoch, a batch may cross the end of an epoch), and its
-state has slime's five keys. Unlike slime, a bad line or a row that cannot train is an error that names file and row.
+The cursor moves exactly as slime's data source does (order shuffled by seed + epoch, a batch may cross the end of an
+epoch), and its state has slime's five keys. Unlike slime, a bad line or a row that cannot train is an error that
+names file and row.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import copy
 import json
 import random
 import re
+from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -27,7 +30,8 @@ _SLICE = re.compile(r"(?P<path>.*)@\[(?P<start>\d*):(?P<stop>\d*)\]")
 
 
 def read_rows(source: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Rows of a `.jsonl` or `.parquet` file as (`file:row` counted from 1, row); `path@[0:100]` reads a part, as slime does.
+    """Rows of a `.jsonl` or `.parquet` file as (`file:row` counted from 1, row); `path@[0:100]` reads a part, as
+    slime does.
 
     Raises UserError for a file that is missing, of another kind, or has a line that is no JSON object.
     """
@@ -72,7 +76,8 @@ def _parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def load_chats(source: str, key: str, tokenizer: ByteTokenizer, max_length: int) -> tuple[list[Sample], int]:
-    """Samples of an SFT file with `tokens`, `loss_mask` (as long as tokens) set, and how many rows were cut to `max_length` tokens.
+    """Samples of an SFT file with `tokens`, `loss_mask` (as long as tokens) set, and how many rows were cut to
+    `max_length` tokens.
 
     Raises UserError, naming the row, when nothing of it would be trained.
     """
@@ -88,7 +93,9 @@ def load_chats(source: str, key: str, tokenizer: ByteTokenizer, max_length: int)
         if not any(mask):
             raise UserError(f"{where}: no trainable token (no assistant message with content)")
         if not any(mask[:max_length]):
-            raise UserError(f"{where}: no trainable token within --seq-length {max_length} (the row has {len(tokens)} tokens)")
+            raise UserError(
+                f"{where}: no trainable token within --seq-length {max_length} (the row has {len(tokens)} tokens)"
+            )
         cut += len(tokens) > max_length
         samples.append(Sample(prompt=messages, tokens=tokens[:max_length], loss_mask=mask[:max_length], reward=0.0))
     return _some(samples, source), cut
@@ -181,14 +188,17 @@ class MicroBatch:
     rows: list[int]
 
     def per_token(self, values: Sequence[Tensor]) -> Tensor:
-        """Join values given for each row of the step (one for each trained token) in the order of `ids[:, 1:][targets]`."""
+        """Join values given for each row of the step (one for each trained token) in the order of `ids[:,
+        1:][targets]`.
+        """
         return torch.cat([values[row] for row in self.rows])
 
 
 def micro_batches(
     tokens: Sequence[list[int]], masks: Sequence[list[int]], *, max_tokens: int | None, max_rows: int
 ) -> list[MicroBatch]:
-    """Pad rows of like length together: at most `max_tokens` padded tokens in one (a longer row stands alone), or `max_rows` rows.
+    """Pad rows of like length together: at most `max_tokens` padded tokens in one (a longer row stands alone), or
+    `max_rows` rows.
 
     `masks` are as long as `tokens`. Rows without a trained token are left out.
     """
@@ -212,3 +222,11 @@ def _pad(tokens: list[list[int]], masks: list[list[int]], rows: list[int]) -> Mi
         ids[number, : len(row)] = torch.tensor(row)
         targets[number, : len(row) - 1] = torch.tensor(mask[1:], dtype=torch.bool)
     return MicroBatch(ids, targets, rows)
+
+
+def batches_of(args: Namespace, tokens: Sequence[list[int]], masks: Sequence[list[int]]) -> list[MicroBatch]:
+    """Micro-batches of a step: by `--max-tokens-per-gpu` with `--use-dynamic-batch-size`, else by
+    `--micro-batch-size`.
+    """
+    max_tokens = args.max_tokens_per_gpu if args.use_dynamic_batch_size else None
+    return micro_batches(tokens, masks, max_tokens=max_tokens, max_rows=args.micro_batch_size)

@@ -34,7 +34,9 @@ def write_folder(model: TinyLlama, folder: Path) -> None:
         tensors = {name: value.detach().contiguous() for name, value in model.named_parameters()}
         save_file(tensors, part / "model.safetensors", metadata={"format": "pt"})
         (part / "model.safetensors").chmod(0o644)  # safetensors makes it private
-        for name, content in (tokenizer_files() | {"config.json": model.config.to_hf(), "generation_config.json": generation}).items():
+        for name, content in (
+            tokenizer_files() | {"config.json": model.config.to_hf(), "generation_config.json": generation}
+        ).items():
             (part / name).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)
         part.rename(folder)
@@ -64,7 +66,10 @@ def read_weights(model: TinyLlama, folder: Path) -> None:
         for name, parameter in model.named_parameters():
             found = tensors.pop(name, None)
             if found is None or found.shape != parameter.shape:
-                raise UserError(f"{folder}/model.safetensors: {name} is {found if found is None else list(found.shape)}, not {list(parameter.shape)}")
+                shape = "missing" if found is None else list(found.shape)
+                raise UserError(f"{folder}/model.safetensors: {name} is {shape}, not {list(parameter.shape)}")
             parameter.copy_(found)
     if tensors:
-        raise UserError(f"{folder}/model.safetensors holds tensors that the model lacks: {', '.join(sorted(tensors)[:3])}")
+        raise UserError(
+            f"{folder}/model.safetensors holds tensors that the model lacks: {', '.join(sorted(tensors)[:3])}"
+        )

@@ -1,72 +1,73 @@
 """The command line of the stand-in: slime's own flag names and defaults, as far as recipes use them.
 
-slime silently ignores a flag it does not know; here such a flag is refused, with the names that look like it. Flags that only steer GPUs
-and engines are taken and have no effect. No torch here: the control plane imports this module to check a recipe before it rents.
+slime silently ignores a flag it does not know; here such a flag is refused, with the names that look like it. Flags
+that only steer GPUs and engines are taken and have no effect. No torch here: the control plane imports this module
+to check a recipe before it rents.
 """
 
 from __future__ import annotations
 
 import argparse
 import difflib
-import json
 from collections.abc import Sequence
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from plugins.errors import UserError
 
+RL_ROLLOUT = "slime.rollout.sglang_rollout.generate_rollout"
 SFT_ROLLOUT = "slime.rollout.sft_rollout.generate_rollout"
 DEFAULT_GENERATE = "plugins.http_env.adapter.generate"
 
-# Groups of one line each: (type, names with defaults). A default of None means "not given".
-_TEXTS: dict[str, Any] = {
-    "hf-checkpoint": None, "ref-load": None, "load": None, "save": None, "save-hf": None,
-    "prompt-data": None, "input-key": "input", "label-key": None, "metadata-key": "metadata", "tool-key": "tools",
-    "custom-generate-function-path": None, "custom-rm-path": None, "custom-rollout-log-function-path": None,
-}  # fmt: skip
-_INTEGERS: dict[str, Any] = {
-    "save-interval": None, "num-rollout": None, "num-epoch": None, "rollout-batch-size": None, "n-samples-per-prompt": 1,
-    "global-batch-size": None, "micro-batch-size": 1, "num-steps-per-rollout": None, "start-rollout-id": None,
-    "rollout-seed": 42, "seed": 1234, "rollout-max-response-len": None, "rollout-max-context-len": None, "eval-max-context-len": None, "rollout-top-k": -1, "max-tokens-per-gpu": None,
-    "eval-interval": None, "n-samples-per-eval-prompt": 1, "eval-max-response-len": None,
-    "lr-warmup-iters": 0, "lr-decay-iters": None, "seq-length": None, "sglang-server-concurrency": 32, "sglang-router-port": None,
-    "num-layers": None, "hidden-size": None, "ffn-hidden-size": None, "num-attention-heads": None, "num-query-groups": None,
-    "max-position-embeddings": None, "vocab-size": None,
-}  # fmt: skip
-_NUMBERS: dict[str, Any] = {
-    "eps-clip": 0.2, "eps-clip-high": None, "kl-loss-coef": 0.0, "entropy-coef": 0.0, "rollout-temperature": 1.0, "rollout-top-p": 1.0,
-    "eval-temperature": None, "eval-top-p": None, "lr": 1e-6, "min-lr": 0.0, "lr-warmup-init": 0.0, "lr-warmup-fraction": None,
-    "weight-decay": 0.01, "adam-beta1": 0.9, "adam-beta2": 0.999, "adam-eps": 1e-8, "clip-grad": 1.0,
-    "rotary-base": None, "norm-epsilon": None,
-}  # fmt: skip
-_SWITCHES = (
-    "apply-chat-template", "rollout-shuffle", "calculate-per-token-loss", "disable-compute-advantages-and-returns", "debug-train-only",
-    "use-kl-loss", "use-rollout-logprobs", "disable-grpo-std-normalization", "disable-rewards-normalization", "use-dynamic-batch-size",
-    "group-query-attention", "untie-embeddings-and-output-weights", "no-save-optim", "no-load-optim", "override-opt_param-scheduler",
-    "skip-eval-before-train",
-)  # fmt: skip
-_CHOICES: dict[str, tuple[str | None, tuple[str, ...]]] = {
-    "rollout-function-path": ("slime.rollout.sglang_rollout.generate_rollout", ("slime.rollout.sglang_rollout.generate_rollout", SFT_ROLLOUT)),
-    "loss-type": ("policy_loss", ("policy_loss", "sft_loss")),
-    "loss-mask-type": ("qwen", ("qwen", "qwen3", "qwen3_5", "distill_qwen")),
-    "advantage-estimator": ("grpo", ("grpo",)),
-    "kl-loss-type": ("k1", ("k1", "k2", "k3", "low_var_kl")),
-    "lr-decay-style": ("linear", ("constant", "linear", "cosine")),
-    "optimizer": ("adam", ("adam",)),
-    "normalization": ("RMSNorm", ("RMSNorm",)),
+# Flags by the type of their value; `name=default`, without a default None ("not given").
+_TEXTS = """
+    hf-checkpoint ref-load load save save-hf prompt-data input-key=input label-key metadata-key=metadata tool-key=tools
+    custom-generate-function-path custom-rm-path custom-rollout-log-function-path sglang-router-ip=127.0.0.1
+"""
+_INTEGERS = """
+    save-interval num-rollout num-epoch rollout-batch-size n-samples-per-prompt=1 global-batch-size micro-batch-size=1
+    num-steps-per-rollout start-rollout-id rollout-seed=42 seed=1234 rollout-max-response-len rollout-max-context-len
+    rollout-top-k=-1 max-tokens-per-gpu eval-interval n-samples-per-eval-prompt=1 eval-max-response-len
+    eval-max-context-len lr-warmup-iters=0 lr-decay-iters seq-length sglang-server-concurrency=64 sglang-router-port
+    num-layers hidden-size ffn-hidden-size num-attention-heads num-query-groups max-position-embeddings vocab-size
+"""
+_NUMBERS = """
+    eps-clip=0.2 eps-clip-high kl-loss-coef=0 entropy-coef=0 rollout-temperature=1 rollout-top-p=1 eval-temperature
+    eval-top-p lr=1e-6 min-lr=0 lr-warmup-init=0 lr-warmup-fraction weight-decay=0.01 adam-beta1=0.9 adam-beta2=0.999
+    adam-eps=1e-8 clip-grad=1 rotary-base norm-epsilon
+"""
+_SWITCHES = """
+    apply-chat-template rollout-shuffle calculate-per-token-loss disable-compute-advantages-and-returns
+    debug-train-only use-kl-loss use-rollout-logprobs disable-grpo-std-normalization use-dynamic-batch-size
+    group-query-attention untie-embeddings-and-output-weights no-save-optim no-load-optim override-opt_param-scheduler
+    skip-eval-before-train
+"""
+_CHOICES = {
+    "rollout-function-path": (RL_ROLLOUT, SFT_ROLLOUT),
+    "loss-type": ("policy_loss", "sft_loss"),
+    "loss-mask-type": ("qwen", "qwen3", "qwen3_5", "distill_qwen"),
+    "advantage-estimator": ("grpo",),
+    "kl-loss-type": ("k1", "k2", "k3", "low_var_kl"),
+    "lr-decay-style": ("linear", "constant", "cosine"),
+    "optimizer": ("adam",),
+    "normalization": ("RMSNorm",),
 }
-# Taken so that one recipe serves slime and the stand-in; the second element is nargs (0: a switch).
-NO_EFFECT: dict[str, int] = {
-    "actor-num-nodes": 1, "actor-num-gpus-per-node": 1, "rollout-num-gpus": 1, "rollout-num-gpus-per-engine": 1, "num-gpus-per-node": 1,
-    "colocate": 0, "offload": 0, "offload-train": 0, "offload-rollout": 0, "balance-data": 0, "use-fault-tolerance": 0,
-    "tensor-model-parallel-size": 1, "pipeline-model-parallel-size": 1, "context-parallel-size": 1, "expert-model-parallel-size": 1,
-    "expert-tensor-parallel-size": 1, "sequence-parallel": 0, "recompute-granularity": 1, "recompute-method": 1, "recompute-num-layers": 1,
-    "attention-dropout": 1, "hidden-dropout": 1, "accumulate-allreduce-grads-in-fp32": 0, "attention-softmax-in-fp32": 0,
-    "attention-backend": 1, "bf16": 0, "swiglu": 0, "disable-bias-linear": 0, "add-qkv-bias": 0, "qk-layernorm": 0, "kv-channels": 1,
-    "use-rotary-position-embeddings": 0, "position-embedding-type": 1, "sglang-mem-fraction-static": 1,
-    "sglang-log-level": 1, "use-tensorboard": 0, "tb-project-name": 1, "tb-experiment-name": 1, "log-passrate": 0, "log-multi-turn": 0,
-    "dist-ckpt-optim-fully-reshardable": 0, "distributed-timeout-minutes": 1, "log-probs-max-tokens-per-gpu": 1, "rm-type": 1,
-    "update-weights-interval": 1,
-}  # fmt: skip
+"""The first choice is the default."""
+# Taken so that one recipe serves slime and the stand-in: flags with a value, and switches.
+_NO_EFFECT_VALUES = """
+    actor-num-nodes actor-num-gpus-per-node rollout-num-gpus rollout-num-gpus-per-engine num-gpus-per-node
+    tensor-model-parallel-size pipeline-model-parallel-size context-parallel-size expert-model-parallel-size
+    expert-tensor-parallel-size recompute-granularity recompute-method recompute-num-layers attention-dropout
+    hidden-dropout attention-backend kv-channels position-embedding-type sglang-mem-fraction-static sglang-log-level
+    tb-project-name tb-experiment-name distributed-timeout-minutes log-probs-max-tokens-per-gpu rm-type
+    update-weights-interval
+"""
+_NO_EFFECT_SWITCHES = """
+    colocate offload offload-train offload-rollout balance-data use-fault-tolerance sequence-parallel
+    accumulate-allreduce-grads-in-fp32 attention-softmax-in-fp32 bf16 swiglu disable-bias-linear add-qkv-bias
+    qk-layernorm use-rotary-position-embeddings use-tensorboard log-passrate log-multi-turn
+    dist-ckpt-optim-fully-reshardable
+"""
+NO_EFFECT = (*_NO_EFFECT_VALUES.split(), *_NO_EFFECT_SWITCHES.split())
 
 
 class _Parser(argparse.ArgumentParser):
@@ -80,21 +81,18 @@ def parser() -> argparse.ArgumentParser:
     """All flags; `parse_args` raises UserError on a bad value. Flags that are not ours: see `unknown_flags`."""
     made = _Parser(prog="python -m plugins.tinyslime.train", description=__doc__, allow_abbrev=False)
     for kind, group in ((str, _TEXTS), (int, _INTEGERS), (float, _NUMBERS)):
-        for name, default in group.items():
-            made.add_argument(f"--{name}", type=kind, default=default)
-    for name in _SWITCHES:
+        for name, _, default in (word.partition("=") for word in group.split()):
+            made.add_argument(f"--{name}", type=kind, default=kind(default) if default else None)
+    for name in _SWITCHES.split():
         made.add_argument(f"--{name}", action="store_true")
-    for name, (default, choices) in _CHOICES.items():
-        made.add_argument(f"--{name}", choices=choices, default=default)
-    made.add_argument("--sglang-router-ip", default="127.0.0.1")
+    for name, choices in _CHOICES.items():
+        made.add_argument(f"--{name}", choices=choices, default=choices[0])
     made.add_argument("--eval-prompt-data", nargs="+")
     made.add_argument("--rollout-stop-token-ids", type=int, nargs="+")
-    made.add_argument("--apply-chat-template-kwargs", type=json.loads, default={})
-    for name, count in NO_EFFECT.items():
-        if count:
-            made.add_argument(f"--{name}", default=argparse.SUPPRESS, help="no effect here")
-        else:
-            made.add_argument(f"--{name}", action="store_true", default=argparse.SUPPRESS, help="no effect here")
+    for name in _NO_EFFECT_VALUES.split():
+        made.add_argument(f"--{name}", default=argparse.SUPPRESS, help="no effect here")
+    for name in _NO_EFFECT_SWITCHES.split():
+        made.add_argument(f"--{name}", action="store_true", default=argparse.SUPPRESS, help="no effect here")
     return made
 
 
@@ -107,21 +105,27 @@ def unknown_flags(argv: Sequence[str]) -> list[tuple[str, list[str]]]:
     """Flags of `argv` that are not ours, in order, each with up to three known names that look like it."""
     known = known_flags()
     given = [word.partition("=")[0] for word in argv if word.startswith("--") and word != "--"]
-    return [(flag, difflib.get_close_matches(flag, sorted(known), n=3, cutoff=0.75)) for flag in given if flag not in known]
+    return [
+        (flag, difflib.get_close_matches(flag, sorted(known), n=3, cutoff=0.75)) for flag in given if flag not in known
+    ]
 
 
 def is_sft(args: argparse.Namespace) -> bool:
     """Whether the flags ask for supervised training (else GRPO); UserError when they ask for half of each."""
-    asked = (args.loss_type == "sft_loss", args.rollout_function_path == SFT_ROLLOUT)
+    asked: tuple[bool, bool] = (args.loss_type == "sft_loss", args.rollout_function_path == SFT_ROLLOUT)
     if asked[0] != asked[1]:
-        raise UserError(f"--loss-type sft_loss and --rollout-function-path {SFT_ROLLOUT} belong together: give both or neither")
+        raise UserError(
+            f"--loss-type sft_loss and --rollout-function-path {SFT_ROLLOUT} belong together: give both or neither"
+        )
     if args.debug_train_only and not asked[0]:
         raise UserError("--debug-train-only without --loss-type sft_loss: there would be no rollout to train on")
     return asked[0]
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """Read and check a command line; `num_rollout` may still be None when `--num-epoch` decides it. Raises UserError."""
+    """Read and check a command line; `num_rollout` may still be None when `--num-epoch` decides it. Raises
+    UserError.
+    """
     if unknown := unknown_flags(argv):
         said = [f"{flag} (did you mean {' or '.join(near)}?)" if near else flag for flag, near in unknown]
         raise UserError(f"flags that tinyslime does not know: {', '.join(said)}")
@@ -149,14 +153,21 @@ def _check(args: argparse.Namespace) -> None:
         raise UserError("--rollout-temperature must be greater than 0")
     if args.eval_interval is not None and (args.eval_prompt_data is None or len(args.eval_prompt_data) % 2):
         raise UserError("--eval-interval needs --eval-prompt-data NAME FILE [NAME FILE ...]")
-    for name in ("rollout_batch_size", "n_samples_per_prompt", "global_batch_size", "save_interval", "num_epoch", "micro_batch_size"):
+    for name in (
+        "rollout_batch_size",
+        "n_samples_per_prompt",
+        "global_batch_size",
+        "save_interval",
+        "num_epoch",
+        "micro_batch_size",
+    ):
         if (value := getattr(args, name)) is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')} must be at least 1, not {value}")
     _check_batches(args)
 
 
 def _check_batches(args: argparse.Namespace) -> None:
-    """slime's rule: rollout_batch_size * n_samples_per_prompt == global_batch_size * num_steps_per_rollout; fills in what is left out."""
+    """slime's rule for the batch flags, filling in what is left out."""
     if is_sft(args) and args.n_samples_per_prompt != 1:
         raise UserError("--n-samples-per-prompt must be 1 for SFT")
     samples, steps = args.rollout_batch_size * args.n_samples_per_prompt, args.num_steps_per_rollout
@@ -164,7 +175,7 @@ def _check_batches(args: argparse.Namespace) -> None:
     steps = steps or max(1, samples // size)
     if size * steps != samples:
         raise UserError(
-            f"--rollout-batch-size {args.rollout_batch_size} * --n-samples-per-prompt {args.n_samples_per_prompt} = {samples} is not "
-            f"--global-batch-size {size} * --num-steps-per-rollout {steps} = {size * steps}"
+            f"--rollout-batch-size {args.rollout_batch_size} * --n-samples-per-prompt {args.n_samples_per_prompt} = "
+            f"{samples} is not --global-batch-size {size} * --num-steps-per-rollout {steps} = {size * steps}"
         )
     args.global_batch_size, args.num_steps_per_rollout = size, steps

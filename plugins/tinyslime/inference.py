@@ -1,8 +1,10 @@
-"""The `/generate` endpoint of the stand-in: SGLang's request and response shapes on a free loopback port, inside the trainer's process.
+"""The `/generate` endpoint of the stand-in: SGLang's request and response shapes on a free loopback port, inside the
+trainer's process.
 
-Concurrent requests are answered together in one batch. What a request gets must not depend on who shares its batch, or a resumed run
-would differ from an uncut one: the model runs here in float64, log-probs are rounded far above float64's noise, and the random number of
-each token comes from the request's `sampling_seed` and the token's position alone. Nothing of it has a state to save.
+Concurrent requests are answered together in one batch. What a request gets must not depend on who shares its batch,
+or a resumed run would differ from an uncut one: the model runs here in float64, log-probs are rounded far above
+float64's noise, and the random number of each token comes from the request's `sampling_seed` and the token's
+position alone. Nothing of it has a state to save.
 """
 
 from __future__ import annotations
@@ -21,10 +23,20 @@ from plugins.tinyslime.model import KVCache, TinyLlama
 from plugins.tinyslime.tokenizer import VOCAB_SIZE, ByteTokenizer
 
 LOG_PROB_STEP = 2.0**-16
-"""Log-probs are whole multiples of this: 10 orders of magnitude above float64's noise, below what float32 training can tell."""
+"""Log-probs are whole multiples of this: 10 orders of magnitude above float64's noise, below what float32 training
+can tell.
+"""
 _GATHER_S = 0.002
 _MAX_BODY_BYTES = 4 << 20
-_KNOWN_PARAMS = {"temperature", "top_p", "top_k", "max_new_tokens", "stop_token_ids", "skip_special_tokens", "sampling_seed"}
+_KNOWN_PARAMS = {
+    "temperature",
+    "top_p",
+    "top_k",
+    "max_new_tokens",
+    "stop_token_ids",
+    "skip_special_tokens",
+    "sampling_seed",
+}
 _NO_EFFECT = {"stop", "no_stop_trim", "spaces_between_special_tokens", "custom_params"}
 
 
@@ -112,7 +124,9 @@ class Engine:
 
 
 class RolloutServer:
-    """`POST /generate` and `GET /health` over HTTP/1.1 with kept connections. Lives in the event loop that starts it."""
+    """`POST /generate` and `GET /health` over HTTP/1.1 with kept connections. Lives in the event loop that starts
+    it.
+    """
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
@@ -134,7 +148,9 @@ class RolloutServer:
         while True:
             batch = [await self._waiting.get()]
             size = 0
-            while size < len(batch):  # wait while more keep coming: one batch of many is far cheaper than many small ones
+            while size < len(
+                batch
+            ):  # wait while more keep coming: one batch of many is far cheaper than many small ones
                 size = len(batch)
                 await asyncio.sleep(_GATHER_S)
                 while not self._waiting.empty():
@@ -160,9 +176,14 @@ class RolloutServer:
                     return
                 status, answer = await self._handle(" ".join(line.split(" ")[:2]), await reader.readexactly(length))
                 body = json.dumps(answer).encode()
-                writer.write(f"HTTP/1.1 {status}\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n".encode())
+                writer.write(
+                    b"HTTP/1.1 %s\r\ncontent-type: application/json\r\ncontent-length: %d\r\n\r\n"
+                    % (status.encode(), len(body))
+                )
                 writer.write(body)
                 await writer.drain()
+        except asyncio.CancelledError:
+            pass  # the run ends; asyncio's own callback would report a cancelled handler as an error
         except (asyncio.IncompleteReadError, asyncio.LimitOverrunError, ConnectionError, ValueError):
             pass  # the client went away or does not speak HTTP: nobody is left to answer
         finally:
@@ -172,7 +193,9 @@ class RolloutServer:
         if what in ("GET /health", "GET /health_generate"):
             return "200 OK", {"status": "ok"}
         if what != "POST /generate":
-            return "404 Not Found", {"error": {"message": f"{what}: only POST /generate and GET /health are served here"}}
+            return "404 Not Found", {
+                "error": {"message": f"{what}: only POST /generate and GET /health are served here"}
+            }
         try:
             request = parse_request(json.loads(body), self.engine.config.max_position_embeddings)
         except (ValueError, TypeError, KeyError, AttributeError) as error:
@@ -190,7 +213,8 @@ class RolloutServer:
 def parse_request(payload: dict[str, Any], max_positions: int) -> Request:
     """Read SGLang's body (`input_ids` or `text`, `sampling_params`); raises ValueError for what cannot be served.
 
-    The budget of new tokens is cut to what the model's positions leave; a prompt that leaves nothing finishes at once by length.
+    The budget of new tokens is cut to what the model's positions leave; a prompt that leaves nothing finishes at
+    once by length.
     """
     params = payload.get("sampling_params") or {}
     if unknown := set(params) - _KNOWN_PARAMS - _NO_EFFECT:
@@ -198,7 +222,8 @@ def parse_request(payload: dict[str, Any], max_positions: int) -> Request:
     prompt = payload["input_ids"] if "input_ids" in payload else ByteTokenizer().encode(payload["text"])
     if not prompt or not all(isinstance(token, int) and 0 <= token < VOCAB_SIZE for token in prompt):
         raise ValueError(f"input_ids must be a list of tokens from 0 to {VOCAB_SIZE - 1}, at least one")
-    # A request without a seed gets one from its text: equal requests then get equal answers, which is honest if not useful.
+    # A request without a seed gets one from its text: equal requests then get equal answers, which is honest if not
+    # useful.
     seed = params.get("sampling_seed")
     digest = hashlib.blake2b(json.dumps(prompt).encode(), digest_size=8).digest()
     return Request(
@@ -222,6 +247,8 @@ def _response(request: Request) -> dict[str, Any]:
             "prompt_tokens": len(request.prompt),
             "completion_tokens": len(request.output),
             "cached_tokens": 0,
-            "output_token_logprobs": [[lp, token, None] for lp, token in zip(request.log_probs, request.output, strict=True)],
+            "output_token_logprobs": [
+                [lp, token, None] for lp, token in zip(request.log_probs, request.output, strict=True)
+            ],
         },
     }

@@ -14,7 +14,9 @@ _PERF_OF_ROLLOUT, _PERF_OF_TRAINER = ("rollout_metrics.py", 268), ("train_metric
 
 
 def metrics(kind: str, number: int, values: dict[str, float], *, from_rollout: bool = False) -> None:
-    """One `kind number: {...}` line. slime writes `perf` twice in a rollout; `from_rollout` says which of the two this is."""
+    """One `kind number: {...}` line. slime writes `perf` twice in a rollout; `from_rollout` says which of the two
+    this is.
+    """
     perf = _PERF_OF_ROLLOUT if from_rollout else _PERF_OF_TRAINER
     file, line = _SPEAKERS.get(kind, perf)
     print(format_line(kind, number, values, file=file, line=line, now=datetime.now()), flush=True)

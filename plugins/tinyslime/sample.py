@@ -1,5 +1,5 @@
-"""One rollout sample, with the names that slime gives its fields (slime/utils/types.py), so that a custom generate function written
-for slime runs here unchanged. Only what such functions read or set is here.
+"""One rollout sample, with the names that slime gives its fields (slime/utils/types.py), so that a custom generate
+function written for slime runs here unchanged. Only what such functions read or set is here.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ from typing import Any
 
 @dataclass
 class Sample:
-    """One prompt and what became of it. `tokens` = prompt tokens + response tokens; masks and log-probs cover the response only."""
+    """One prompt and what became of it. `tokens` = prompt tokens + response tokens; masks and log-probs cover the
+    response only.
+    """
 
     class Status(Enum):
         """How the generation ended."""

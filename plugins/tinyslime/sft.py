@@ -23,7 +23,9 @@ class SftStage:
         self._args, self._model = args, model
         longest = min(args.seq_length or model.config.max_position_embeddings, model.config.max_position_embeddings)
         samples, cut = load_chats(args.prompt_data, args.input_key, tokenizer, longest)
-        log.say(f"{len(samples)} rows of {args.prompt_data}, {cut} cut to {longest} tokens (--seq-length)", file="data.py")
+        log.say(
+            f"{len(samples)} rows of {args.prompt_data}, {cut} cut to {longest} tokens (--seq-length)", file="data.py"
+        )
         self.source = DataSource(samples, group_size=1, shuffle=args.rollout_shuffle, seed=args.rollout_seed)
         self.tokens: list[list[int]] = []
         self.masks: list[list[int]] = []
@@ -35,7 +37,10 @@ class SftStage:
         self.masks = [sample.loss_mask or [] for sample in samples]
         answers = [len(mask) - mask.index(1) for mask in self.masks]
         lengths = {"response_lengths": mean(answers), "total_lengths": mean(map(len, self.tokens))}
-        return {f"rollout/{name}": float(value) for name, value in (lengths | {"truncated": 0, "rewards": 0, "raw_reward": 0}).items()}
+        return {
+            f"rollout/{name}": float(value)
+            for name, value in (lengths | {"truncated": 0, "rewards": 0, "raw_reward": 0}).items()
+        }
 
     def loss_function(self, rows: Sequence[int]) -> LossFunction:
         """Cross-entropy over the trained tokens of these rows of the rollout."""

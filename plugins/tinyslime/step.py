@@ -1,13 +1,14 @@
-"""One optimizer step: AdamW with Megatron's learning-rate schedule over micro-batches whose losses add up to the step's loss.
+"""One optimizer step: AdamW with Megatron's learning-rate schedule over micro-batches whose losses add up to the
+step's loss.
 
-The schedule counts samples, not steps, as Megatron's does, and its settings are kept in the checkpoint: a resume with others is refused.
+The schedule counts samples, not steps, as Megatron's does, and its settings are kept in the checkpoint: a resume
+with others is refused.
 """
 
 from __future__ import annotations
 
 import math
 from argparse import Namespace
-from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -61,12 +62,16 @@ class Schedule:
         return self.settings | {"num_steps": self.num_steps}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a checkpoint; UserError when its settings are others and `--override-opt_param-scheduler` is not given."""
-        wrong = [f"{name} {state.get(name)} -> {value}" for name, value in self.settings.items() if state.get(name) != value]
+        """Go on from a checkpoint; UserError when its settings are others and `--override-opt_param-scheduler` is
+        not given.
+        """
+        wrong = [
+            f"{name} {state.get(name)} -> {value}" for name, value in self.settings.items() if state.get(name) != value
+        ]
         if wrong and not self._override:
             raise UserError(
-                f"the learning-rate schedule differs from the checkpoint's: {', '.join(wrong)}. It follows from --lr*, --num-rollout and "
-                "the batch sizes; give the old ones, or --override-opt_param-scheduler to take the new schedule"
+                f"the learning-rate schedule differs from the checkpoint's: {', '.join(wrong)}. It follows from --lr*, "
+                "--num-rollout and the batch sizes; give the old ones, or --override-opt_param-scheduler"
             )
         self.num_steps = int(state["num_steps"])
 
@@ -90,13 +95,17 @@ def target_logits(model: TinyLlama, batch: MicroBatch, temperature: float = 1.0)
 
 
 def token_weights(masks: Sequence[list[int]], *, per_token: bool) -> list[Tensor]:
-    """Weight of each trained token in the step's loss, row by row: a mean over all tokens of the step, or a mean over the rows' means.
+    """Weight of each trained token in the step's loss, row by row: a mean over all tokens of the step, or a mean
+    over the rows' means.
 
     Rows without trained tokens count in neither. The first token of a row has nothing before it and is never trained.
     """
     counts = [sum(mask[1:]) for mask in masks]
     total, rows = sum(counts), sum(count > 0 for count in counts)
-    return [torch.full((count,), 1.0 / (total if per_token else rows * count)) if count else torch.empty(0) for count in counts]
+    return [
+        torch.full((count,), 1.0 / (total if per_token else rows * count)) if count else torch.empty(0)
+        for count in counts
+    ]
 
 
 def train_step(
@@ -109,14 +118,16 @@ def train_step(
 ) -> dict[str, float]:
     """Do one step and report its values under slime's `train/` keys.
 
-    Without a trained token (every sample was removed) the weights stay as they are. Raises UserError when the gradient is not finite.
+    Without a trained token (every sample was removed) the weights stay as they are. Raises UserError when the
+    gradient is not finite.
     """
     optimizer.zero_grad(set_to_none=True)
-    values: Counter[str] = Counter({"loss": 0.0})  # type: ignore[dict-item]
+    values: dict[str, float] = {"loss": 0.0}
     for batch in batches:
         loss, parts = loss_function(batch)
-        loss.backward()  # type: ignore[no-untyped-call]
-        values.update({"loss": loss.item()} | parts)  # type: ignore[arg-type]
+        torch.autograd.backward(loss)
+        for name, part in ({"loss": loss.item()} | parts).items():
+            values[name] = values.get(name, 0.0) + part
     norm = float(torch.nn.utils.clip_grad_norm_(model.parameters(), args.clip_grad)) if batches else 0.0
     if not math.isfinite(norm):
         raise UserError(f"the gradient is not finite (loss {values['loss']}): lower --lr")
@@ -126,5 +137,10 @@ def train_step(
     if batches:
         optimizer.step()
     schedule.num_steps += args.global_batch_size
-    report = {f"train/{name}": float(value) for name, value in values.items()}
-    return report | {"train/grad_norm": norm, "train/lr-pg_0": lr, "train/lr-pg_1": lr, "train/global_batch_size": args.global_batch_size}
+    report = {f"train/{name}": value for name, value in values.items()}
+    return report | {
+        "train/grad_norm": norm,
+        "train/lr-pg_0": lr,
+        "train/lr-pg_1": lr,
+        "train/global_batch_size": args.global_batch_size,
+    }

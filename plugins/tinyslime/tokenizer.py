@@ -1,7 +1,9 @@
-"""A byte-level tokenizer: one token for each of the 256 bytes, and three special ones, so no vocabulary has to be trained.
+"""A byte-level tokenizer: one token for each of the 256 bytes, and three special ones, so no vocabulary has to be
+trained.
 
-`tokenizer_files` writes the same tokenizer as the JSON that `transformers` reads (a byte-level BPE with no merges), by hand, so that
-running needs no `tokenizers` package. The chat template is ChatML, as Qwen's, without a default system message.
+`tokenizer_files` writes the same tokenizer as the JSON that `transformers` reads (a byte-level BPE with no merges),
+by hand, so that running needs no `tokenizers` package. The chat template is ChatML, as Qwen's, without a default
+system message.
 """
 
 from __future__ import annotations
@@ -16,7 +18,8 @@ END_OF_TEXT, IM_START, IM_END = 256, 257, 258
 SPECIALS = {"<|endoftext|>": END_OF_TEXT, "<|im_start|>": IM_START, "<|im_end|>": IM_END}
 VOCAB_SIZE = 256 + len(SPECIALS)
 CHAT_TEMPLATE = (
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
+    "{% for message in messages %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 _NAMES = {number: name for name, number in SPECIALS.items()}
@@ -53,7 +56,11 @@ class ByteTokenizer:
         return {"input_ids": self.encode(text)}
 
     def apply_chat_template(
-        self, messages: Sequence[dict[str, Any]], tokenize: bool = False, add_generation_prompt: bool = False, **_: object
+        self,
+        messages: Sequence[dict[str, Any]],
+        tokenize: bool = False,
+        add_generation_prompt: bool = False,
+        **_: object,
     ) -> Any:
         """ChatML text of messages (`role`, `content`), or its tokens with `tokenize`."""
         text = "".join(f"<|im_start|>{m['role']}\n{m['content']}<|im_end|>\n" for m in messages)
@@ -64,7 +71,8 @@ class ByteTokenizer:
 def chat_tokens(tokenizer: ByteTokenizer, messages: Sequence[dict[str, Any]]) -> tuple[list[int], list[int]]:
     """Tokens and loss mask (1 = trained) of a conversation: what the assistant says and the `<|im_end|>` that ends it.
 
-    A message with `step_loss_mask` other than 1 is not trained, as in slime. Raises UserError for a message without text.
+    A message with `step_loss_mask` other than 1 is not trained, as in slime. Raises UserError for a message without
+    text.
     """
     tokens: list[int] = []
     mask: list[int] = []
@@ -83,7 +91,15 @@ def chat_tokens(tokenizer: ByteTokenizer, messages: Sequence[dict[str, Any]]) ->
 def tokenizer_files() -> dict[str, Any]:
     """The three JSON files of a Hugging Face folder that describe this tokenizer, by file name."""
     added = [
-        {"id": number, "content": name, "single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
+        {
+            "id": number,
+            "content": name,
+            "single_word": False,
+            "lstrip": False,
+            "rstrip": False,
+            "normalized": False,
+            "special": True,
+        }
         for name, number in SPECIALS.items()
     ]
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
@@ -114,7 +130,9 @@ def tokenizer_files() -> dict[str, Any]:
 
 
 def _byte_characters() -> list[str]:
-    """The printable stand-in of each byte in byte-level BPE files: printable Latin-1 stays, the others follow from U+0100 on."""
+    """The printable stand-in of each byte in byte-level BPE files: printable Latin-1 stays, the others follow from
+    U+0100 on.
+    """
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     rest = iter(range(0x100, 0x200))
     return [chr(byte) if byte in printable else chr(next(rest)) for byte in range(256)]

@@ -1,8 +1,8 @@
 """`python -m plugins.tinyslime.train <slime's flags>`: SFT or GRPO on a CPU, for machines on which slime cannot run.
 
-This is a stand-in: a real, tiny training that takes slime's flags, prints its log lines, and writes, resumes and exports its checkpoints.
-Runs with the same flags give the same bits on one machine, cut and resumed or not. Exit codes: 0 done, 2 the user must change something,
-1 anything else; a signal ends it at once.
+This is a stand-in: a real, tiny training that takes slime's flags, prints its log lines, and writes, resumes and
+exports its checkpoints. Runs with the same flags give the same bits on one machine, cut and resumed or not. Exit
+codes: 0 done, 2 the user must change something, 1 anything else; a signal ends it at once.
 
 Environment, for tests and demonstrations: TINYSLIME_STEP_DELAY_S makes every rollout that much longer (seconds).
 """
@@ -23,14 +23,19 @@ from plugins.errors import TrainstackError, UserError
 from plugins.slime import layout
 from plugins.tinyslime import checkpoint, export, flags, log
 from plugins.tinyslime.checkpoint import Training
-from plugins.tinyslime.grpo import GrpoStage, batches_of
-from plugins.tinyslime.model import ModelConfig, TinyLlama
+from plugins.tinyslime.config import ModelConfig
+from plugins.tinyslime.data import batches_of
+from plugins.tinyslime.grpo import GrpoStage
+from plugins.tinyslime.model import TinyLlama
+from plugins.tinyslime.rollout import Rollouts
 from plugins.tinyslime.sft import SftStage
 from plugins.tinyslime.step import Schedule, make_optimizer, train_step
 from plugins.tinyslime.tokenizer import ByteTokenizer
 
 THREADS = 1
-"""Fixed, because another number of threads adds up in another order and gives other bits. One also suits a shared machine."""
+"""Fixed, because another number of threads adds up in another order and gives other bits. One also suits a shared
+machine.
+"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -62,7 +67,8 @@ def train(args: Namespace) -> None:
     if flags.is_sft(args):
         stage = SftStage(args, tokenizer, model)
     else:
-        stage = GrpoStage(args, tokenizer, model, _reference(args, model.config))
+        reference = _reference(args, model.config)
+        stage = GrpoStage(args, model, reference, Rollouts(args, tokenizer, model))
     try:
         _loop(args, model, stage, delay_s)
     finally:
@@ -73,7 +79,9 @@ def _loop(args: Namespace, model: TinyLlama, stage: SftStage | GrpoStage, delay_
     per_epoch = len(stage.source) // args.rollout_batch_size if args.num_rollout is None else None
     num_rollout = args.num_rollout if per_epoch is None else per_epoch * args.num_epoch
     if num_rollout < 1:
-        raise UserError(f"nothing to train: {len(stage.source)} rows make no rollout of --rollout-batch-size {args.rollout_batch_size}")
+        raise UserError(
+            f"nothing to train: {len(stage.source)} rows make no --rollout-batch-size {args.rollout_batch_size}"
+        )
     training = Training(args, model, make_optimizer(model, args), Schedule(args, num_rollout), stage.source)
     start = _resume(training)
     if start >= num_rollout:
@@ -84,7 +92,9 @@ def _loop(args: Namespace, model: TinyLlama, stage: SftStage | GrpoStage, delay_
             stage.evaluate(rollout_id)
         _one_rollout(training, stage, rollout_id)
         time.sleep(delay_s)
-        due = rollout_id == num_rollout - 1 or any((rollout_id + 1) % every == 0 for every in (args.save_interval, per_epoch) if every)
+        due = rollout_id == num_rollout - 1 or any(
+            (rollout_id + 1) % every == 0 for every in (args.save_interval, per_epoch) if every
+        )
         if args.save and due:
             checkpoint.save(training, rollout_id)
         stage.update_weights()
@@ -100,7 +110,9 @@ def _one_rollout(training: Training, stage: SftStage | GrpoStage, rollout_id: in
     for step in range(args.num_steps_per_rollout):
         rows = range(step * args.global_batch_size, (step + 1) * args.global_batch_size)
         batches = batches_of(args, [stage.tokens[row] for row in rows], [stage.masks[row] for row in rows])
-        values = train_step(training.model, training.optimizer, training.schedule, batches, stage.loss_function(rows), args)
+        values = train_step(
+            training.model, training.optimizer, training.schedule, batches, stage.loss_function(rows), args
+        )
         number = rollout_id * args.num_steps_per_rollout + step
         log.metrics("step", number, values | {"train/step": number})
     train_s = time.monotonic() - rolled
@@ -111,7 +123,9 @@ def _one_rollout(training: Training, stage: SftStage | GrpoStage, rollout_id: in
 
 
 def _resume(training: Training) -> int:
-    """Load what `--load` holds; gives the first rollout to do. Without a tracker there the run starts cold, as slime's does."""
+    """Load what `--load` holds; gives the first rollout to do. Without a tracker there the run starts cold, as
+    slime's does.
+    """
     args = training.args
     iteration = checkpoint.resume(training) if args.load else None
     if args.start_rollout_id is not None:
@@ -124,7 +138,9 @@ def _resume(training: Training) -> int:
 
 
 def _start_model(args: Namespace) -> TinyLlama:
-    """The model with its start weights: `--load` or `--ref-load` or `--hf-checkpoint`, the first that holds some, else random."""
+    """The model with its start weights: `--load` or `--ref-load` or `--hf-checkpoint`, the first that holds some,
+    else random.
+    """
     resumes = args.load is not None and layout.read_tracker(Path(args.load)) is not None
     load = [args.load] if args.load and not resumes and (Path(args.load) / "config.json").is_file() else []
     named = [Path(folder) for folder in (*load, args.ref_load, args.hf_checkpoint) if folder]

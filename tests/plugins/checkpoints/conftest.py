@@ -20,7 +20,7 @@ RUN, STAGE = "run-1", "sft"
 def torch_like(content: str) -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as archive:
-        archive.writestr("archive/data.pkl", content * 20)
+        archive.writestr(zipfile.ZipInfo("archive/data.pkl"), content * 20)  # no time of day in it
     return buffer.getvalue()
 
 

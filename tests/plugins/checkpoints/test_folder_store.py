@@ -344,9 +344,10 @@ def test_a_store_that_cannot_be_written_is_found_by_the_check(tmp_path: Path) ->
         FolderStore(tmp_path / "file" / "deeper").check()
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_a_store_without_rights_is_found_by_the_check(tmp_path: Path) -> None:
     (tmp_path / "closed").mkdir(mode=0o555)
+    if os.access(tmp_path / "closed", os.W_OK):
+        pytest.skip("this user may write anywhere")
     with pytest.raises(StoreError, match="owner and rights"):
         FolderStore(tmp_path / "closed" / "store").check()
 

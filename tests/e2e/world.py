@@ -1,0 +1,157 @@
+"""The whole chain with real servers: Prefect's own, the emulator, pods, Ray, the stand-in trainer.
+
+One world per test process: its state folder, its HOME, its servers. Tests use run ids of their own and look at
+the world from outside: through the command line, Prefect's API, Lium's API, the store's files and /proc.
+"""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent.parent
+KEY = {"X-API-KEY": "local-emulator"}
+PATIENCE_S = 150.0
+
+
+def eventually(look: Callable[[], Any], what: str, timeout_s: float = PATIENCE_S) -> Any:
+    """The first truthy answer of `look`; fails with `what` when none came in time."""
+    deadline = time.monotonic() + timeout_s
+    while True:
+        if found := look():
+            return found
+        assert time.monotonic() < deadline, f"waited {timeout_s:.0f} s for: {what}"
+        time.sleep(0.1)
+
+
+def pids_with(marker: str) -> list[int]:
+    """Processes that carry this `NAME=value` in their environment."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                if marker.encode() in (entry / "environ").read_bytes().split(b"\0"):
+                    found.append(int(entry.name))
+            except OSError:
+                continue
+    return found
+
+
+def command_of(pid: int) -> str:
+    """A process's command line; empty when it is gone."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    except OSError:
+        return ""
+
+
+@dataclass
+class World:
+    """Servers and folders of this test process."""
+
+    folder: Path
+    env: dict[str, str]
+    api: str
+    lium: str
+
+    def cli(self, *words: str, timeout_s: float = 240) -> subprocess.CompletedProcess[str]:
+        """Run `trainstack WORDS` to its end."""
+        argv = [sys.executable, "-m", "flows.cli", *words]
+        return subprocess.run(
+            argv, env=self.env, cwd=self.folder, capture_output=True, text=True, timeout=timeout_s, check=False
+        )
+
+    def start(self, *words: str) -> subprocess.Popen[bytes]:
+        """Start `trainstack WORDS`, its output in a log of its own."""
+        log = (self.folder / f"cli-{time.monotonic_ns()}.log").open("wb")
+        argv = [sys.executable, "-m", "flows.cli", *words]
+        return subprocess.Popen(
+            argv, env=self.env, cwd=self.folder, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
+
+    def recipe(self, name: str, **changes: Any) -> Path:
+        """Write a small recipe: 12 SFT iterations, a checkpoint every 4."""
+        data = ROOT / "deployments" / "recipes" / "data"
+        shape = {"num-layers": 1, "hidden-size": 32, "ffn-hidden-size": 64, "num-attention-heads": 2, "seq-length": 48}
+        recipe: dict[str, Any] = {
+            "name": "small",
+            "seed": 7,
+            "lium": {"base_url": "emulator"},
+            "pod": {"gpu": "H200", "max_price_per_gpu_hour": 9.0, "budget_usd": 9.0},
+            "trainer": {"kind": "tinyslime"},
+            "model": {"args": shape},
+            "sft": {
+                "data": str(data / "demo_sft.jsonl"),
+                "num_rollout": 12,
+                "save_interval": 4,
+                "args": {"rollout-batch-size": 4, "lr": 0.003},
+            },
+            "heartbeat_s": 1,
+            **changes,
+        }
+        file = self.folder / f"{name}.yaml"
+        file.write_text(yaml.safe_dump(recipe))
+        return file
+
+    def status(self, run_id: str) -> dict[str, Any]:
+        """`trainstack status RUN_ID --json`."""
+        done = self.cli("status", run_id, "--json")
+        assert done.returncode == 0, done.stderr
+        return dict(json.loads(done.stdout))
+
+    def pods(self, run_id: str) -> list[str]:
+        """Names of this run's pods in Lium's listing."""
+        rows = httpx.get(f"{self.lium}/pods", headers=KEY, timeout=20).json()
+        return [row["pod_name"] for row in rows if row["pod_name"].startswith(f"ts-{run_id}-")]
+
+    def rents(self, run_id: str) -> int:
+        """How many pods were ever rented for a run, from Prefect's ledger."""
+        return len(self.status(run_id)["pods"])
+
+    def flow_runs(self, *tags: str) -> list[dict[str, Any]]:
+        """Flow runs that carry all these tags, newest first."""
+        body = {"flow_runs": {"tags": {"all_": list(tags)}}, "sort": "EXPECTED_START_TIME_DESC"}
+        return list(httpx.post(f"{self.api}/flow_runs/filter", json=body, timeout=30).json())
+
+    def stage_run(self, run_id: str, stage: str, attempt: int) -> dict[str, Any] | None:
+        """The flow run of one attempt, None while there is none."""
+        found = self.flow_runs(f"run:{run_id}", f"stage:{stage}", f"attempt:{attempt}")
+        return found[0] if found else None
+
+    def stage_state(self, run_id: str, stage: str, attempt: int) -> str | None:
+        """State type of one attempt."""
+        found = self.stage_run(run_id, stage, attempt)
+        return found["state_type"] if found else None
+
+    def set_state(self, flow_run_id: str, kind: str) -> None:
+        """Propose a state, as the button in the UI does."""
+        body = {"state": {"type": kind, "name": kind.title()}, "force": False}
+        httpx.post(f"{self.api}/flow_runs/{flow_run_id}/set_state", json=body, timeout=30).raise_for_status()
+
+    def sealed(self, run_id: str, stage: str = "sft") -> list[int]:
+        """Iterations in the store."""
+        folder = self.folder / "state" / "store" / run_id / stage
+        return sorted(int(file.parent.name.removeprefix("iter_")) for file in folder.glob("iter_*/manifest.json"))
+
+    def weights(self, run_id: str, stage: str = "sft") -> bytes:
+        """Bytes of the newest exported weights."""
+        last = self.sealed(run_id, stage)[-1]
+        store = self.folder / "state" / "store" / run_id / stage
+        return (store / f"iter_{last:07d}" / "hf" / str(last) / "model.safetensors").read_bytes()
+
+    def engine(self, run_id: str, stage: str, attempt: int) -> int:
+        """Process id of the engine that runs an attempt."""
+        run = eventually(lambda: self.stage_run(run_id, stage, attempt), f"{stage} attempt {attempt} of {run_id}")
+        marker = f"PREFECT__FLOW_RUN_ID={run['id']}"
+
+        def look() -> list[int]:
+            return [pid for pid in pids_with(marker) if "prefect.engine" in command_of(pid)]
+
+        return int(eventually(look, f"the engine of {run_id} {stage} {attempt}")[0])
