@@ -55,6 +55,9 @@ class PodSection(Section):
     dead_man_minutes: int = Field(
         30, ge=5, le=1440, description="The pod ends by itself this long after the last sign of the steering flow."
     )
+    capacity_wait_minutes: float = Field(
+        0, ge=0, description="How long to wait for a machine when none fits the recipe now. 0: fail at once."
+    )
     ready_timeout_minutes: float = Field(30, gt=0, description="Longest wait for a rented pod to become ready.")
     keep: bool = Field(False, description="Leave the pod running at the end. It costs money until its dead-man end.")
 
@@ -137,6 +140,9 @@ class CheckpointSection(Section):
         "folder:~/.trainstack/store", description="Store URI: folder:<path>. The path must be visible from the pod."
     )
     keep: int = Field(3, ge=1, description="Newest checkpoints of a stage to keep.")
+    final_upload_minutes: float = Field(
+        30, gt=0, description="Longest wait for the last checkpoint to be in the store when training has ended."
+    )
 
 
 class Recipe(Section):

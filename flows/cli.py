@@ -10,6 +10,7 @@ from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from blocks.recipe import StageName, check_run_id, load_recipe
@@ -192,10 +193,10 @@ def main(argv: list[str] | None = None) -> NoReturn:
     try:
         app(args=argv, standalone_mode=True)
     except UserError as error:
-        err.print(f"[red]error:[/] {error}", highlight=False)
+        err.print(f"[red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(2)
     except TrainstackError as error:
-        err.print(f"[red]{type(error).__name__}:[/] {error}", highlight=False)
+        err.print(f"[red]{type(error).__name__}:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(1)
     sys.exit(0)
 

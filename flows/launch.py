@@ -8,6 +8,7 @@ from typing import Any
 from prefect import Flow
 from prefect.client.schemas.objects import State
 from rich.console import Console
+from rich.markup import escape
 
 from blocks.recipe import Recipe, StageName
 
@@ -47,7 +48,7 @@ def _report(state: State[Any]) -> int:
     message = state.message or ""
     if not state.is_completed():
         colour = "yellow" if state.is_cancelled() else "red"
-        console.print(f"[{colour}]{state.name}:[/] {message}", highlight=False)
+        console.print(f"[{colour}]{state.name}:[/] {escape(message)}", highlight=False, soft_wrap=True)
         return EXIT_BY_STATE.get(state.type.value, 1)
     summary = json.loads(message)
     console.print(f"[green]Completed[/] run {summary['run_id']}; pods cost ${summary['cost_usd']:.4f}")

@@ -6,6 +6,7 @@ Whatever ends it, the pods are given back; the state it returns says what happen
 
 import json
 import logging
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -26,7 +27,7 @@ from tasks.check_recipe import Checked, check_recipe_task
 from tasks.control_plane import attempt_of, ensure_deployments
 from tasks.lium_account import git_commit, open_account
 from tasks.local_servers import CODE_ROOT
-from tasks.provision_pod import LivePod, provision_pod, upload
+from tasks.provision_pod import LivePod, ensure_worker, provision_pod, upload
 from tasks.release_pod import release_pods, undisturbed
 from tasks.run import Run, RunCancelled
 from tasks.run_stage import (
@@ -40,6 +41,7 @@ from tasks.run_stage import (
     submit,
 )
 from tasks.stage_contract import InitFrom, StageOrder, StageResult, artifact_key, run_tag
+from tasks.steering import take_over
 from tasks.sync_checkpoint import sync_checkpoint
 
 
@@ -60,6 +62,7 @@ def carry_through(recipe: Recipe | str, stages: list[StageName], run_id: str | N
         run_id = check_run_id(run_id or f"{plan.name}-{own_id.hex[:6]}")
         with get_client(sync_client=True) as client:
             client.update_flow_run(own_id, tags=sorted({*runtime.tags, run_tag(run_id)}), name=f"{run_id}-{stages[-1]}")
+            take_over(client, run_id, own_id)
             return _carry(client, run_id, plan, stages, own_id, log)
     except RunCancelled as cancelled:
         return Cancelled(message=str(cancelled))
@@ -115,7 +118,7 @@ class _Chain:
             return done.model_copy(update={"outcome": "already complete"})
         problems: list[str] = []
         for _ in range(run.recipe.max_attempts):
-            attempt = self._begin(name)
+            attempt = self._begin(name, retry=bool(problems))
             end = attempt.wait()
             self._attempt = None
             if end is AttemptEnd.COMPLETED:
@@ -149,10 +152,12 @@ class _Chain:
                 return 0.0
             return release_pods(run, self._pod)
 
-    def _begin(self, name: StageName) -> Attempt:
+    def _begin(self, name: StageName, *, retry: bool) -> Attempt:
         run = self._run
         if self._pod is None:
             self._pod = provision_pod(run, self._group)
+        elif retry:
+            ensure_worker(run, self._pod)
         pod = self._pod
         living = living_attempt(run, name)
         if living is not None:
@@ -217,8 +222,14 @@ def _still_stored(run: Run, result: StageResult) -> bool:
 
 def _same_failures(problems: list[str]) -> bool:
     """Whether the trainer failed the same way twice in a row: then renting again cannot help."""
-    first_lines = [problem.splitlines()[0].partition(":")[2] for problem in problems[-SAME_CRASHES:]]
-    return len(first_lines) == SAME_CRASHES and len(set(first_lines)) == 1
+    newest = [_gist(problem) for problem in problems[-SAME_CRASHES:]]
+    return len(newest) == SAME_CRASHES and len(set(newest)) == 1
+
+
+def _gist(problem: str) -> tuple[str, str]:
+    """What ended the trainer and its last line, without numbers: attempts, times and addresses always differ."""
+    lines = [re.sub(r"\d+", "#", line) for line in problem.splitlines() if line.strip()]
+    return (lines[0], lines[-1]) if lines else ("", "")
 
 
 def _is_cancelling(run: Run) -> bool:

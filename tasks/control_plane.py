@@ -117,6 +117,11 @@ def recent_pipelines(client: SyncPrefectClient, limit: int) -> list[FlowRun]:
     )
 
 
+def is_pipeline(flow_run: FlowRun) -> bool:
+    """Whether a flow run of a run is its pipeline, not one of its stages."""
+    return tag_value(flow_run, "stage") is None
+
+
 def attempt_of(flow_run: FlowRun) -> int:
     """Attempt number from a stage run's tags; 0 when it has none."""
     return next((int(tag.removeprefix("attempt:")) for tag in flow_run.tags if tag.startswith("attempt:")), 0)

@@ -50,7 +50,7 @@ def running(name: str) -> Server | None:
         server = Server(**json.loads(_record(name).read_text()))
     except (OSError, ValueError, TypeError):
         return None
-    return server if _start_time(server.pid) == server.started else None
+    return server if start_time(server.pid) == server.started else None
 
 
 def ensure_prefect_server() -> str:
@@ -157,7 +157,7 @@ def _spawn(name: str, argv: list[str], *, url: str, env: dict[str, str]) -> Serv
             cwd=home(),
             start_new_session=True,  # Ctrl-C in the terminal must not reach a server that others use
         )
-    server = Server(name, process.pid, _start_time(process.pid) or "", url)
+    server = Server(name, process.pid, start_time(process.pid) or "", url)
     record = _record(name)
     staged = record.with_suffix(".tmp")
     staged.write_text(json.dumps(asdict(server)))
@@ -183,10 +183,10 @@ def _end(server: Server, grace_s: float = 15) -> None:
         with suppress(ProcessLookupError):
             os.killpg(server.pid, number)
         deadline = time.monotonic() + grace_s
-        while _start_time(server.pid) == server.started and time.monotonic() < deadline:
+        while start_time(server.pid) == server.started and time.monotonic() < deadline:
             _reap(server.pid)
             time.sleep(0.05)
-        if _start_time(server.pid) != server.started:
+        if start_time(server.pid) != server.started:
             return
 
 
@@ -195,7 +195,7 @@ def _reap(pid: int) -> None:
         os.waitpid(pid, os.WNOHANG)
 
 
-def _start_time(pid: int) -> str | None:
+def start_time(pid: int) -> str | None:
     """Start time of a live process (field 22 of /proc/<pid>/stat); None when it is gone or a zombie."""
     try:
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()

@@ -15,6 +15,7 @@ from urllib.parse import urlparse
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
+from blocks.recipe import Recipe
 from plugins.errors import CapacityError, ControlPlaneError, PodLost, UserError
 from plugins.lium.bootstrap import start_supervisor, supervisor_status
 from plugins.lium.pods import TERMINAL_STATUSES, PodRow, PodSpec
@@ -29,14 +30,15 @@ from tasks.stage_contract import WORK_POOL
 BOOTS = 3  # pods that may fail to boot before the run gives up
 CONNECT_S = 120.0
 WORKER_S = 180.0
+CAPACITY_LOOK_S = 15.0
 PORT_FILE = "trainstack/api_port"
 
 
 class LivePod:
-    """A pod that this process steers: its row, the SSH connection with the tunnel in it."""
+    """A pod that this process steers: its row, the SSH connection, the Prefect API's URL as the pod sees it."""
 
-    def __init__(self, row: PodRow, connection: PodConnection) -> None:
-        self.row, self.connection = row, connection
+    def __init__(self, row: PodRow, connection: PodConnection, api_url: str) -> None:
+        self.row, self.connection, self.api_url = row, connection, api_url
 
     @property
     def name(self) -> str:
@@ -50,8 +52,8 @@ def pod_prefix(run_id: str, group: str = "") -> str:
 
 
 def _is_outside(_task: Any, _task_run: Any, state: Any) -> bool:
-    """Retry only what waiting can mend."""
-    return isinstance(state.result(raise_on_failure=False), (CapacityError, ControlPlaneError))
+    """Retry only what a short wait can mend; for capacity the recipe says how long to wait."""
+    return isinstance(state.result(raise_on_failure=False), ControlPlaneError)
 
 
 @task(
@@ -69,11 +71,12 @@ def provision_pod(run: Run, group: str) -> LivePod:
     connection = PodConnection(row, run.account.settings.ssh_key_path, known_hosts_file(row.id))
     try:
         connection.connect(CONNECT_S)
-        start_worker(run, row, connection)
+        live = LivePod(row, connection, tunnel_api(run.recipe, str(run.client.api_url), connection))
+        ensure_worker(run, live)
     except BaseException:
         connection.close()
         raise
-    return LivePod(row, connection)
+    return live
 
 
 def get_pod(run: Run, group: str) -> PodRow:
@@ -83,8 +86,8 @@ def get_pod(run: Run, group: str) -> PodRow:
         mine = [pod for pod in run.account.pods(pod_prefix(run.run_id)) if pod.status not in TERMINAL_STATUSES]
         name = mine[-1].name if mine else f"{pod_prefix(run.run_id, group)}{ledger.next_number()}"
         pod = run.recipe.pod
-        run.check_cancelled()
-        row = run.account.rent(
+        row = _rent(
+            run,
             PodSpec(
                 name=name,
                 gpu_type=pod.gpu,
@@ -95,7 +98,7 @@ def get_pod(run: Run, group: str) -> PodRow:
                 volume=pod.volume,
                 termination_hours=max(1, -(-pod.dead_man_minutes // 60)),
                 dead_man_s=run.dead_man.total_seconds(),
-            )
+            ),
         )
         ledger.rented(row)
         run.hold(row.id)
@@ -117,42 +120,69 @@ def get_pod(run: Run, group: str) -> PodRow:
     raise PodLost(f"Run {run.run_id}: {BOOTS} pods in a row did not become ready.")
 
 
-def start_worker(run: Run, row: PodRow, connection: PodConnection) -> None:
-    """Tunnel the API to the pod, start the supervisor with Ray and the worker, and wait until the worker is online."""
-    status = supervisor_status(connection)
-    api_url = tunnel_api(run, connection)
-    if status is None or not status.get("alive", True):
-        start_supervisor(connection, boot_document(run, row, api_url))
+def _rent(run: Run, spec: PodSpec) -> PodRow:
+    """Rent, looking again for as long as the recipe waits for capacity."""
+    minutes = run.recipe.pod.capacity_wait_minutes
+    deadline = time.monotonic() + minutes * 60
+    while True:
+        run.check_cancelled()
+        try:
+            return run.account.rent(spec)
+        except CapacityError as error:
+            left_s = deadline - time.monotonic()
+            if left_s <= 0:
+                raise CapacityError(
+                    f"{error}. Waited {minutes:g} minutes (pod.capacity_wait_minutes): wait longer, or change pod.gpu, "
+                    "pod.gpu_count or pod.max_price_per_gpu_hour."
+                ) from error
+            run.log(f"WARNING {error}; looking again for {left_s / 60:.1f} minutes")
+            run.nap(min(CAPACITY_LOOK_S, left_s))
+
+
+def ensure_worker(run: Run, pod: LivePod) -> None:
+    """See that supervisor, Ray and worker run on the pod, and wait until the worker is online. Safe to repeat."""
+    ensure_supervisor(run, pod)
     deadline = time.monotonic() + WORKER_S
-    while not worker_online(run.client, row.name):
+    while not worker_online(run.client, pod.name):
         if time.monotonic() > deadline:
+            log = pod.connection.run(["tail", "-n", "15", "trainstack/worker.log"], timeout_s=30).stdout
             raise ControlPlaneError(
-                f"The Prefect worker of pod {row.name} did not come online in {WORKER_S:.0f} s. Its log's end:\n"
-                + connection.run(["tail", "-n", "15", "trainstack/worker.log"], timeout_s=30).stdout.decode(
-                    errors="replace"
-                )
+                f"The Prefect worker of pod {pod.name} did not come online in {WORKER_S:.0f} s. Its log's end:\n"
+                + log.decode(errors="replace")
             )
         run.nap(0.3)
-    run.log(f"pod {row.name}: worker online, Prefect reached at {api_url}")
+    run.log(f"pod {pod.name}: worker online, Prefect reached at {pod.api_url}")
 
 
-def tunnel_api(run: Run, connection: PodConnection) -> str:
-    """URL of the Prefect API as seen from the pod; an adopted pod gets the port its worker already knows."""
-    if run.recipe.api_url:
-        return run.recipe.api_url
-    parsed = urlparse(str(run.client.api_url))
-    if not is_loopback(str(run.client.api_url)):
-        return str(run.client.api_url).rstrip("/")
-    if os.environ.get("PREFECT_API_AUTH_STRING") and "PREFECT_API_AUTH_STRING" not in run.recipe.secrets:
+def ensure_supervisor(run: Run, pod: LivePod) -> None:
+    """Start the supervisor unless it lives. One that was told to end is started again.
+
+    If the pod really goes, its loss is noticed from the listing. One that is still stopping counts as living: ask again.
+    """
+    status = supervisor_status(pod.connection)
+    if status is None or not status["alive"]:
+        start_supervisor(pod.connection, boot_document(run, pod.row, pod.api_url))
+
+
+def tunnel_api(recipe: Recipe, here: str, connection: PodConnection) -> str:
+    """URL of the Prefect API as seen from the pod; an adopted pod gets the port its worker already knows.
+
+    here: the API's URL on this machine. Loopback goes through a reverse tunnel, anything else is left as it is.
+    """
+    here = here.rstrip("/")
+    if recipe.api_url or not is_loopback(here):
+        return recipe.api_url or here
+    if os.environ.get("PREFECT_API_AUTH_STRING") and "PREFECT_API_AUTH_STRING" not in recipe.secrets:
         raise UserError(
             "This Prefect API asks for a password, which a pod does not get: with it, it could read every block. "
             "To hand it over all the same, list PREFECT_API_AUTH_STRING under 'secrets:' in the recipe."
         )
-    known = connection.run(["cat", PORT_FILE], timeout_s=30)
-    remote = int(known.stdout) if known.rc == 0 and known.stdout.strip().isdigit() else 0
+    known = connection.read_if_exists(PORT_FILE)
+    remote = int(known) if known and known.strip().isdigit() else 0
+    parsed = urlparse(here)
     port = connection.forward_to_pod(parsed.port or 80, remote_port=remote)
     connection.run(f"mkdir -p trainstack && echo {port} > {PORT_FILE}", timeout_s=30)
-    return f"http://127.0.0.1:{port}{parsed.path.rstrip('/')}"
+    return f"http://127.0.0.1:{port}{parsed.path}"
 
 
 def boot_document(run: Run, row: PodRow, api_url: str) -> dict[str, Any]:

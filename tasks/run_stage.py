@@ -22,7 +22,7 @@ from plugins.lium.liveness import Evidence, Life, Lookup, Probe, verdict
 from tasks import artifacts
 from tasks.control_plane import attempt_of, set_state, stage_runs
 from tasks.display import Display
-from tasks.provision_pod import LivePod
+from tasks.provision_pod import LivePod, ensure_supervisor
 from tasks.run import Run
 from tasks.stage_contract import (
     HEARTBEAT_SUFFIX,
@@ -121,7 +121,11 @@ class Attempt:
         self._probe, self._ssh_dead_since = Probe.NOT_ASKED, None
 
     def _check_claimed(self) -> None:
-        """A run that no worker takes just becomes Late and waits for ever; say why instead."""
+        """See that the pod can take the stage; a run that no worker takes would just wait for ever, so say why."""
+        try:
+            ensure_supervisor(self.run, self.pod)
+        except ControlPlaneError as error:
+            self.run.log(f"WARNING pod {self.pod.name}: {error}")
         if time.monotonic() - self._started > CLAIM_S:
             status = supervisor_status(self.pod.connection)
             raise ControlPlaneError(

@@ -18,19 +18,21 @@ from prefect.client.schemas.objects import FlowRun
 
 from plugins.errors import UserError
 from tasks import artifacts
-from tasks.control_plane import attempt_of, recent_pipelines, runs_of, tag_value
+from tasks.control_plane import attempt_of, is_pipeline, recent_pipelines, runs_of, tag_value
 from tasks.pod_ledger import read_ledger
 from tasks.stage_contract import HEARTBEAT_SUFFIX, Heartbeat, StageResult, artifact_key, parse_heartbeat
+from tasks.steering import bury_dead_pipelines
 
 Status = dict[str, Any]
 
 
 def run_status(client: SyncPrefectClient, run_id: str) -> Status:
     """Everything about one run. Raises UserError when no flow run carries its tag."""
+    bury_dead_pipelines(client, run_id)
     found = runs_of(client, run_id)
     if not found:
         raise UserError(f"No run '{run_id}' is known to the Prefect API at {client.api_url}. See `trainstack status`.")
-    pipelines = sorted((r for r in found if tag_value(r, "stage") is None), key=_created, reverse=True)
+    pipelines = sorted((r for r in found if is_pipeline(r)), key=_created, reverse=True)
     stage_runs = sorted((r for r in found if tag_value(r, "stage")), key=attempt_of)
     pods = [_pod(row) for row in read_ledger(client, run_id)]
     head = pipelines[0] if pipelines else None

@@ -1,7 +1,7 @@
 """`trainstack stop`: cancel a run wherever it is steered from, and see that no pod of it stays.
 
-A living pipeline gives its pods back itself, after sealing; a pipeline that was killed cannot, so its stage and its
-pods are ended from here.
+A living pipeline gives its pods back itself, after sealing. For a pipeline that was killed it is done from here: the
+tunnel is opened again, so that the stage hears of the cancel and seals what is complete.
 """
 
 import time
@@ -12,14 +12,19 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.states import Cancelled, Cancelling
 
 from blocks.recipe import Recipe
-from plugins.errors import UserError
-from plugins.lium.pods import TERMINAL_STATUSES
-from tasks.control_plane import runs_of, set_state, tag_value
+from plugins.errors import ControlPlaneError, UserError
+from plugins.lium.client import LiumAccount
+from plugins.lium.pods import PodRow
+from plugins.lium.tunnel import PodConnection, known_hosts_file
+from tasks.control_plane import is_pipeline, runs_of, set_state
 from tasks.lium_account import open_account
-from tasks.provision_pod import pod_prefix
+from tasks.pod_ledger import PodLedger
+from tasks.provision_pod import pod_prefix, tunnel_api
+from tasks.steering import bury_dead_pipelines
 
 PIPELINE_ENDS_S = 60.0
 STAGE_ENDS_S = 30.0
+CONNECT_S = 15.0
 
 
 def stop_run(run_id: str) -> Iterator[str]:
@@ -28,16 +33,37 @@ def stop_run(run_id: str) -> Iterator[str]:
         found = runs_of(client, run_id)
         if not found:
             raise UserError(f"No run '{run_id}' is known to this Prefect API.")
-        pipelines = [run for run in found if tag_value(run, "stage") is None and _alive(run)]
-        stages = [run for run in found if tag_value(run, "stage") and _alive(run)]
+        pipelines = bury_dead_pipelines(client, run_id)
         for pipeline in pipelines:
             set_state(client, pipeline.id, Cancelling(message="trainstack stop"))
         yield from _wait(client, pipelines, "pipeline", PIPELINE_ENDS_S)
-        stages = [run for run in stages if _alive(client.read_flow_run(run.id))]
-        for stage in stages:
-            set_state(client, stage.id, Cancelling(message="trainstack stop"))
-        yield from _wait(client, stages, "stage", STAGE_ENDS_S)
-        yield from _return_pods(found, run_id)
+        recipe = next((recipe for recipe in map(_recipe_of, found) if recipe is not None), None)
+        if recipe is None:
+            yield "no recipe is recorded for this run, so its pods were not looked for"
+            return
+        account = open_account(recipe)
+        pods = [pod for pod in account.pods(pod_prefix(run_id)) if not pod.terminal]
+        stages = [run for run in runs_of(client, run_id) if not is_pipeline(run) and _alive(run)]
+        tunnels = [_reach(client, account, recipe, pod) for pod in pods] if stages else []
+        try:
+            for stage in stages:
+                set_state(client, stage.id, Cancelling(message="trainstack stop"))
+            yield from _wait(client, stages, "stage", STAGE_ENDS_S)
+        finally:
+            for tunnel in tunnels:
+                tunnel.close()
+        yield from _return_pods(PodLedger(client, run_id, found[0].id), account, pods)
+        yield from _settle(client, run_id)
+
+
+def _reach(client: SyncPrefectClient, account: LiumAccount, recipe: Recipe, pod: PodRow) -> PodConnection:
+    connection = PodConnection(pod, account.settings.ssh_key_path, known_hosts_file(pod.id))
+    try:
+        connection.connect(CONNECT_S)
+        tunnel_api(recipe, str(client.api_url), connection)
+    except ControlPlaneError:
+        connection.close()  # then the stage cannot hear us; its pod is ended all the same
+    return connection
 
 
 def _wait(client: SyncPrefectClient, runs: list[FlowRun], what: str, timeout_s: float) -> Iterator[str]:
@@ -47,26 +73,29 @@ def _wait(client: SyncPrefectClient, runs: list[FlowRun], what: str, timeout_s: 
         while _alive(client.read_flow_run(run.id)) and time.monotonic() < deadline:
             time.sleep(0.5)
         if _alive(client.read_flow_run(run.id)):
-            set_state(
-                client, run.id, Cancelled(message=f"trainstack stop: nobody answered for {timeout_s:.0f} s"), force=True
-            )
-            yield f"{what} {run.name}: its process is gone, set Cancelled"
+            message = f"trainstack stop: nobody answered for {timeout_s:.0f} s"
+            set_state(client, run.id, Cancelled(message=message), force=True)
+            yield f"{what} {run.name}: does not answer, set Cancelled"
         else:
             yield f"{what} {run.name}: {client.read_flow_run(run.id).state_name}"
 
 
-def _return_pods(found: list[FlowRun], run_id: str) -> Iterator[str]:
-    recipe = next((r for r in map(_recipe_of, found) if r is not None), None)
-    if recipe is None:
-        yield "no recipe is recorded for this run, so its pods were not looked for"
-        return
-    account = open_account(recipe)
-    mine = [pod for pod in account.pods(pod_prefix(run_id)) if pod.status not in TERMINAL_STATUSES]
-    for pod in mine:
+def _return_pods(ledger: PodLedger, account: LiumAccount, pods: list[PodRow]) -> Iterator[str]:
+    for pod in pods:
         account.release(pod.name)
+        record = account.record(pod.id)
+        ledger.ended(pod.id, record.cost_usd if record else None)
         yield f"pod {pod.name} given back"
-    if not mine:
+    if not pods:
         yield "no pod of this run is left"
+
+
+def _settle(client: SyncPrefectClient, run_id: str) -> Iterator[str]:
+    """A pipeline that died is Crashed so far; the person's word is newer and says Cancelled."""
+    newest = next((run for run in runs_of(client, run_id) if is_pipeline(run)), None)
+    if newest is not None and newest.state is not None and newest.state.is_crashed():
+        set_state(client, newest.id, Cancelled(message="trainstack stop, after its process was gone"), force=True)
+        yield f"pipeline {newest.name}: Cancelled"
 
 
 def _recipe_of(flow_run: FlowRun) -> Recipe | None:

@@ -40,7 +40,6 @@ from tasks.stage_progress import StageProgress
 LOOK_S = 0.2
 JOB_LOOK_S = 1.0
 RAY_READY_S = 180.0
-FINAL_UPLOAD_S = 1800.0
 NOTICE_S = 12.0  # what a terminated stage may spend on sealing; Prefect's runner kills it after 30 s
 TAIL_LINES = 25
 RAY_SILENT_S = 60.0
@@ -148,8 +147,8 @@ class Stage:
             raise Fenced(self.publisher.fenced)
 
 
-def train_stage(stage: Stage) -> StageResult:
-    """Carry one attempt through and return its result.
+def train_stage(stage: Stage, jobs: RayJobs | None = None) -> StageResult:
+    """Carry one attempt through and return its result. jobs: None takes those of the pod's own Ray head.
 
     Raises TrainerFailed, StageEnded, Fenced, StoreError, UserError; the trainer is stopped and what is complete is
     sealed before any of them leaves.
@@ -160,7 +159,7 @@ def train_stage(stage: Stage) -> StageResult:
     stage.attempt_dir.mkdir(parents=True, exist_ok=True)
     stage.save_dir.mkdir(parents=True, exist_ok=True)
     with stage.timed("ray"):
-        jobs = RayJobs(Path(os.environ.get("TRAINSTACK_RAY_STATE") or stage.root / "ray"))
+        jobs = jobs or RayJobs(Path(os.environ.get("TRAINSTACK_RAY_STATE") or stage.root / "ray"))
         jobs.wait_ready(RAY_READY_S)
         _stop_older_attempts(stage, jobs)
     with stage.timed("restore"):
@@ -176,8 +175,6 @@ def train_stage(stage: Stage) -> StageResult:
             return _result(stage, store, "already complete")
         with _publishing(stage, store) as publisher, stage.timed("train"):
             _run_trainer(stage, jobs, launch, publisher)
-            stage.phase = "upload"
-            publisher.finish(FINAL_UPLOAD_S)
     return _result(stage, store, "completed")
 
 
@@ -359,13 +356,27 @@ def _run_trainer(stage: Stage, jobs: RayJobs, launch: Launch, publisher: Publish
     tail: list[str] = []
     try:
         _follow(stage, jobs, _Voice(log_file, env.get(PROGRESS_FILE)), publisher, tail)
+        _check_end(stage, jobs, tail)
+        _upload_last(stage, publisher)
     except BaseException:
-        # Whatever ends the wait (cancel, SIGTERM, fence): no trainer stays, and what it completed is sealed if time
-        # allows.
-        jobs.stop(stage.submission_id, timeout_s=10)
+        # Whatever ends it (cancel, SIGTERM, fence, a failed trainer): no trainer stays, and what it completed is
+        # sealed if time allows.
+        try:
+            jobs.stop(stage.submission_id, timeout_s=10)
+        except ControlPlaneError as error:  # must not hide why the stage ends
+            stage.log(f"WARNING the trainer may still run: {error}")
         _seal_last_words(stage, publisher)
         raise
-    _check_end(stage, jobs, tail)
+
+
+def _upload_last(stage: Stage, publisher: Publisher) -> None:
+    """Wait for the store to have the last checkpoint, with an ear for a cancel. Raises StoreError, StageEnded."""
+    stage.phase = "upload"
+    deadline = time.monotonic() + stage.order.recipe.checkpoint.final_upload_minutes * 60
+    while not publisher.wait(LOOK_S) and time.monotonic() < deadline:
+        stage.beat()
+        stage.check_ended()
+    publisher.finish(0)
 
 
 class _Voice:

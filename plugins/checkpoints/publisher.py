@@ -15,7 +15,7 @@ from plugins.checkpoints.manifest import Manifest
 from plugins.checkpoints.retention import prune_local, prune_store
 from plugins.checkpoints.seal import seal
 from plugins.checkpoints.stores import CheckpointStore
-from plugins.errors import Fenced, StoreError, TornCheckpoint
+from plugins.errors import Fenced, StoreError, TornCheckpoint, TrainstackError
 from plugins.slime import layout
 
 LONGEST_PAUSE_S = 60.0
@@ -60,6 +60,7 @@ class Publisher:
         self._busy = False
         self._stopped = False
         self._parent = origin.parent
+        self._offered: int | None = None
         self.sealed: int | None = None
         self.durable: Manifest | None = None
         self.uri: str | None = None
@@ -71,21 +72,22 @@ class Publisher:
     def offer(self, iteration: int) -> None:
         """Ask for an iteration to be sealed and published; a newer offer replaces one that still waits."""
         with self._changed:
-            self._waiting = iteration
+            self._waiting = self._offered = iteration
             self._changed.notify_all()
 
-    def finish(self, timeout_s: float) -> None:
-        """Wait until everything offered is durable. Raises Fenced, or StoreError with the last warning on time-out."""
-        deadline = time.monotonic() + timeout_s
+    def wait(self, timeout_s: float) -> bool:
+        """Wait until nothing is left to be done; False when something is after `timeout_s`."""
         with self._changed:
-            while (self._waiting is not None or self._busy) and not self._stopped:
-                if not self._changed.wait(timeout=max(0.0, deadline - time.monotonic())):
-                    break
-            unfinished = self._waiting is not None or self._busy
+            return self._changed.wait_for(self._at_rest, timeout=timeout_s)
+
+    def finish(self, timeout_s: float) -> None:
+        """Wait until the newest offer is durable. Raises Fenced, or StoreError with the last warning when it is not."""
+        self.wait(timeout_s)
         if self.fenced:
             raise Fenced(self.fenced)
-        if unfinished:
-            raise StoreError(self.warning or f"The newest checkpoint was not durable within {timeout_s:g} s.")
+        durable = self.durable.iteration if self.durable else None
+        if durable != self._offered:
+            raise StoreError(self.warning or f"Checkpoint {self._offered} was not durable within {timeout_s:g} s.")
 
     def stop(self) -> None:
         """Take no more offers and drop the waiting one; returns at once."""
@@ -107,6 +109,8 @@ class Publisher:
             except Fenced as error:
                 self.fenced = str(error)
                 self.stop()
+            except TrainstackError as error:  # nothing that trying again could mend
+                self._warn(f"Checkpoint {iteration} cannot be sealed: {error}")
             finally:
                 with self._changed:
                     self._busy = False
@@ -160,6 +164,9 @@ class Publisher:
             prune_store(self._store, self._origin.run_id, self._origin.stage, self._keep)
         except StoreError as error:
             self._warn(f"Old checkpoints were not removed: {error}")
+
+    def _at_rest(self) -> bool:
+        return self._stopped or (self._waiting is None and not self._busy)
 
     def _given_way(self) -> bool:
         with self._changed:

@@ -185,9 +185,7 @@ def _storing(path: Path) -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     except (OSError, RuntimeError, CheckpointException) as error:
-        raise StoreError(
-            f"cannot write {path}: {_reason(error)}: check space and rights there; the tracker was not moved"
-        ) from error
+        raise StoreError(f"cannot write {path}: {_reason(error)}: check space and rights there") from error
 
 
 @contextmanager

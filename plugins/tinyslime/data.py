@@ -48,7 +48,7 @@ def read_rows(source: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    with path.open(encoding="utf-8") as lines:
+    with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             if not line.strip():
                 continue
@@ -71,7 +71,7 @@ def _parquet(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             for row in batch.to_pylist():
                 number += 1
                 yield f"{path}:{number}", row
-    except pyarrow.lib.ArrowException as error:
+    except (pyarrow.lib.ArrowException, OSError) as error:
         raise UserError(f"{path}: not a readable parquet file ({error})") from error
 
 
@@ -97,7 +97,9 @@ def load_chats(source: str, key: str, tokenizer: ByteTokenizer, max_length: int)
                 f"{where}: no trainable token within --seq-length {max_length} (the row has {len(tokens)} tokens)"
             )
         cut += len(tokens) > max_length
-        samples.append(Sample(prompt=messages, tokens=tokens[:max_length], loss_mask=mask[:max_length], reward=0.0))
+        tokens, mask = tokens[:max_length], mask[:max_length]
+        answer = len(mask) - mask.index(1)  # slime counts from the first trained token on
+        samples.append(Sample(prompt=messages, tokens=tokens, loss_mask=mask, response_length=answer, reward=0.0))
     return _some(samples, source), cut
 
 
@@ -110,11 +112,14 @@ def load_prompts(
         prompt = row.get(key)
         if not prompt or not isinstance(prompt, str | list):
             raise UserError(f"{where}: no prompt under {key!r} (--input-key)")
-        if template:
-            messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
-            prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True)
         label = row.get(label_key) if label_key else None
-        samples.append(Sample(prompt=prompt, label=label, metadata=dict(row.get(metadata_key) or {})))
+        try:
+            if template:
+                messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+                prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True)
+            samples.append(Sample(prompt=prompt, label=label, metadata=dict(row.get(metadata_key) or {})))
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(f"{where}: not a prompt row: {type(error).__name__}: {error}") from error
     return _some(samples, source)
 
 

@@ -8,17 +8,16 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-import importlib
 import inspect
 import time
 from argparse import Namespace
-from collections.abc import Callable
-from statistics import mean, median
+from statistics import mean
 from typing import Any
 
 from plugins.errors import UserError
 from plugins.tinyslime import flags, log
 from plugins.tinyslime.data import DataSource, load_prompts
+from plugins.tinyslime.hooks import load_function, report_rollout
 from plugins.tinyslime.inference import Engine, RolloutServer
 from plugins.tinyslime.model import TinyLlama
 from plugins.tinyslime.sample import Sample
@@ -35,8 +34,8 @@ class Rollouts:
         self._args, self._tokenizer = args, tokenizer
         self._generate = load_function(args.custom_generate_function_path or flags.DEFAULT_GENERATE)
         self._reward_model = load_function(args.custom_rm_path) if args.custom_rm_path else None
-        path = args.custom_rollout_log_function_path
-        self._log = load_function(path) if path else None
+        if args.custom_rollout_log_function_path:
+            load_function(args.custom_rollout_log_function_path)  # what cannot be imported is said before training
         self.source = self._load(args.prompt_data, args.n_samples_per_prompt, shuffle=args.rollout_shuffle)
         names, files = (args.eval_prompt_data or [])[::2], (args.eval_prompt_data or [])[1::2]
         size = args.n_samples_per_eval_prompt
@@ -69,7 +68,9 @@ class Rollouts:
         began = time.monotonic()
         groups = self.source.groups(self._args.rollout_batch_size)
         groups = self._runner.run(self._play(groups, rollout_id, evaluation=False))
-        self._report(rollout_id, [sample for group in groups for sample in group], time.monotonic() - began)
+        report_rollout(
+            self._args, rollout_id, [sample for group in groups for sample in group], time.monotonic() - began
+        )
         return groups
 
     async def _play(self, groups: list[list[Sample]], rollout_id: int, *, evaluation: bool) -> list[list[Sample]]:
@@ -103,23 +104,6 @@ class Rollouts:
         check_sample(done)
         return done
 
-    def _report(self, rollout_id: int, samples: list[Sample], elapsed_s: float) -> None:
-        """The rollout's own `perf` line, unless the custom log function wrote its own."""
-        if self._log and self._log(rollout_id, self._args, samples, {}, elapsed_s):
-            return
-        lengths = [sample.response_length for sample in samples]
-        values = {
-            "rollout/response_len/mean": float(mean(lengths)),
-            "rollout/response_len/median": float(median(lengths)),
-            "rollout/response_len/max": max(lengths),
-            "rollout/response_len/min": min(lengths),
-            "rollout/truncated_ratio": mean(float(sample.status is Sample.Status.TRUNCATED) for sample in samples),
-            "rollout/removed_ratio": mean(float(sample.remove_sample) for sample in samples),
-            "perf/rollout_time": elapsed_s,
-            "perf/tokens_per_gpu_per_sec": sum(lengths) / elapsed_s,
-        }
-        log.metrics("perf", rollout_id, values, from_rollout=True)
-
     def evaluate(self, rollout_id: int) -> None:
         """Play the evaluation prompts and write slime's `eval` line."""
         values: dict[str, float] = {}
@@ -141,16 +125,6 @@ class Rollouts:
         """Stop the endpoint and the event loop."""
         self._runner.run(self._server.close())
         self._runner.close()
-
-
-def load_function(path: str) -> Callable[..., Any]:
-    """Import `package.module.name` as slime does; raises UserError naming what is missing."""
-    module, _, name = path.rpartition(".")
-    try:
-        found: Callable[..., Any] = getattr(importlib.import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise UserError(f"cannot import {path}: {error}") from error
-    return found
 
 
 def sampling_params(args: Namespace, rollout_id: int, index: int, *, evaluation: bool) -> dict[str, Any]:

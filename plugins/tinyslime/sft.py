@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from argparse import Namespace
 from collections.abc import Sequence
 from statistics import mean
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from plugins.tinyslime import log
 from plugins.tinyslime.data import DataSource, MicroBatch, load_chats
+from plugins.tinyslime.hooks import report_rollout
 from plugins.tinyslime.model import TinyLlama
 from plugins.tinyslime.step import LossFunction, target_logits, token_weights
 from plugins.tinyslime.tokenizer import ByteTokenizer
@@ -32,11 +34,13 @@ class SftStage:
 
     def rollout(self, rollout_id: int) -> dict[str, float]:
         """Take the next rows into `tokens` and `masks`; gives the values of slime's `rollout` line."""
+        began = time.monotonic()
         samples = [sample for (sample,) in self.source.groups(self._args.rollout_batch_size)]
         self.tokens = [sample.tokens for sample in samples]
         self.masks = [sample.loss_mask or [] for sample in samples]
-        answers = [len(mask) - mask.index(1) for mask in self.masks]
-        lengths = {"response_lengths": mean(answers), "total_lengths": mean(map(len, self.tokens))}
+        report_rollout(self._args, rollout_id, samples, time.monotonic() - began)
+        answers = mean(sample.response_length for sample in samples)
+        lengths = {"response_lengths": answers, "total_lengths": mean(map(len, self.tokens))}
         return {
             f"rollout/{name}": float(value)
             for name, value in (lengths | {"truncated": 0, "rewards": 0, "raw_reward": 0}).items()

@@ -40,8 +40,7 @@ machine.
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run with `argv` (default: the process's) and give the exit code."""
-    for name in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(name, signal.SIG_DFL)  # whoever started us may have had them ignored
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)  # whoever started us may have had it ignored
     try:
         train(flags.parse(sys.argv[1:] if argv is None else argv))
     except TrainstackError as error:
@@ -57,6 +56,7 @@ def train(args: Namespace) -> None:
     """The whole run: start weights, resume, rollouts, steps, saves."""
     torch.set_num_threads(THREADS)
     torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined] # costs time, unread
     torch.manual_seed(args.seed)
     delay_s = _delay_s()
     _tell_no_effect(args)

@@ -7,7 +7,7 @@ import subprocess
 import httpx
 import pytest
 
-from tests.e2e.world import KEY, World, command_of, eventually, pids_with
+from tests.e2e.world import World, command_of, eventually, pids_with
 
 pytestmark = pytest.mark.e2e
 SLOW = {"env": {"TINYSLIME_STEP_DELAY_S": "0.5"}}
@@ -32,9 +32,10 @@ def begin(world: World, run_id: str, started: Started, sealed: int = 3) -> subpr
     return process
 
 
-def supervisor(run_id: str) -> int:
-    """The pod's supervisor: the oldest process of that pod that runs it."""
-    mine = [pid for pid in pids_with(f"TRAINSTACK_RUN_ID={run_id}") if "plugins.lium.supervisor" in command_of(pid)]
+def supervisor(world: World, run_id: str) -> int:
+    """Process id of the supervisor daemon on the run's pod."""
+    (pod,) = world.pod_rows(run_id)
+    mine = [pid for pid in pids_with(f"LIUM_POD_ID={pod['id']}") if "plugins.lium.supervisor" in command_of(pid)]
     return min(mine) if mine else 0
 
 
@@ -62,7 +63,7 @@ def test_a_pod_told_to_end_crashes_its_stage_truthfully_and_the_run_goes_on_with
     world: World, uncut: bytes, started: Started
 ) -> None:
     process = begin(world, "preempt", started)
-    os.kill(eventually(lambda: supervisor("preempt"), "the supervisor"), signal.SIGTERM)
+    os.kill(eventually(lambda: supervisor(world, "preempt"), "the supervisor"), signal.SIGTERM)
     eventually(lambda: world.stage_state("preempt", "sft", 1) == "CRASHED", "attempt 1 to be CRASHED")
     assert process.wait(timeout=150) == 0
     assert world.weights("preempt") == uncut
@@ -73,8 +74,7 @@ def test_a_lost_pod_is_replaced_and_the_run_resumes_from_the_store_with_equal_we
     world: World, uncut: bytes, started: Started
 ) -> None:
     process = begin(world, "lost", started)
-    rows = httpx.get(f"{world.lium}/pods", headers=KEY, timeout=20).json()
-    pod = next(row for row in rows if row["pod_name"].startswith("ts-lost-"))
+    (pod,) = world.pod_rows("lost")
     host = world.lium.removesuffix("/api")
     body = {"reason": "spot reclaim", "how": "vanish"}
     httpx.post(f"{host}/_emulator/pods/{pod['id']}/kill", json=body, timeout=30).raise_for_status()

@@ -108,8 +108,12 @@ class World:
 
     def pods(self, run_id: str) -> list[str]:
         """Names of this run's pods in Lium's listing."""
+        return [row["pod_name"] for row in self.pod_rows(run_id)]
+
+    def pod_rows(self, run_id: str) -> list[dict[str, Any]]:
+        """Rows of this run's pods in Lium's listing."""
         rows = httpx.get(f"{self.lium}/pods", headers=KEY, timeout=20).json()
-        return [row["pod_name"] for row in rows if row["pod_name"].startswith(f"ts-{run_id}-")]
+        return [row for row in rows if row["pod_name"].startswith(f"ts-{run_id}-")]
 
     def rents(self, run_id: str) -> int:
         """How many pods were ever rented for a run, from Prefect's ledger."""

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -53,12 +55,11 @@ def test_an_export_reads_back_to_the_same_bits_and_a_wrong_one_is_refused(model,
     again = TinyLlama(model.config)
     export.read_weights(again, tmp_path / "hf")
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
-    other = TinyLlama(ModelConfig(num_layers=1, hidden_size=64, ffn_hidden_size=32))
+    other = TinyLlama(replace(model.config, ffn_hidden_size=32))
     with pytest.raises(UserError, match=r"mlp\.gate_proj\.weight is \[96, 64\], not \[32, 64\]"):
         export.read_weights(other, tmp_path / "hf")
-    args = flags.parse(
-        [*["--rollout-max-response-len", "1", "--prompt-data", "x", "--rollout-batch-size", "1", "--num-rollout", "1", "--num-layers", "5"]]
-    )
+    line = "--prompt-data x --rollout-batch-size 1 --num-rollout 1 --rollout-max-response-len 1 --num-layers 5"
+    args = flags.parse(line.split())
     with pytest.raises(UserError, match=r"--num-layers 5 \(folder: 2\)"):
         ModelConfig.from_args(args, export.read_config(tmp_path / "hf"))
 

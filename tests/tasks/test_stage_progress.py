@@ -1,0 +1,71 @@
+"""Figures out of what a trainer says: loss by step, reward by rollout, the hook's word before the log's."""
+
+import math
+
+from plugins.slime.progress import Point
+from tasks.stage_progress import StageProgress
+
+
+def step(number: int, loss: float) -> Point:
+    return Point("step", number, {"train/loss": loss})
+
+
+def logged(number: int, reward: float) -> Point:
+    return Point("rollout", number, {"rollout/raw_reward": reward})
+
+
+def counted(number: int, reward: float) -> Point:
+    return Point("rollout", number, {"reward/mean": reward, "reward/samples": 8.0})
+
+
+def taken(*points: Point, **settings) -> StageProgress:
+    progress = StageProgress(**settings)
+    for point in points:
+        progress.take(point)
+    return progress
+
+
+def test_before_the_first_word_nothing_is_known() -> None:
+    progress = StageProgress()
+    assert (progress.iteration, progress.last("loss"), progress.figures(), progress.ends()) == (None, None, [], ({}, {}))
+
+
+def test_loss_is_a_curve_over_steps_in_order() -> None:
+    progress = taken(step(0, 2.0), step(2, 1.0), step(1, 1.5))
+    assert progress.curve("loss") == [(0, 2.0), (1, 1.5), (2, 1.0)]
+    assert progress.last("loss") == 1.0
+    assert (progress.first_iteration, progress.iteration) == (0, 2)
+
+
+def test_steps_are_counted_into_iterations() -> None:
+    progress = taken(*(step(number, 1.0) for number in range(8, 13)), steps_per_rollout=4)
+    assert (progress.first_iteration, progress.iteration) == (2, 3)
+    assert len(progress.curve("loss")) == 5
+
+
+def test_the_hooks_reward_wins_over_the_logs_whichever_comes_first() -> None:
+    assert taken(counted(0, 0.75), logged(0, 0.5)).curve("reward") == [(0, 0.75)]
+    assert taken(logged(0, 0.5), counted(0, 0.75)).curve("reward") == [(0, 0.75)]
+    assert taken(logged(0, 0.5), counted(1, 0.75)).curve("reward") == [(0, 0.5), (1, 0.75)]
+
+
+def test_rewards_of_supervised_training_mean_nothing() -> None:
+    assert taken(logged(0, 0.0), counted(1, 0.0), rewarded=False).figures() == []
+
+
+def test_a_figure_that_is_no_number_leaves_no_point() -> None:
+    progress = taken(step(0, 2.0), step(1, math.nan))
+    assert progress.curve("loss") == [(0, 2.0)]
+    assert progress.iteration == 1
+
+
+def test_the_loaded_iteration_is_remembered_and_is_no_progress() -> None:
+    progress = taken(Point("loaded", 7), Point("saved", 9), Point("perf", 3, {"perf/x": 1.0}))
+    assert (progress.loaded, progress.iteration) == (7, None)
+
+
+def test_first_and_last_are_means_over_a_twentieth_of_the_curve() -> None:
+    progress = taken(*(step(number, 40.0 - number) for number in range(40)), counted(0, 0.1), counted(1, 0.2))
+    first, last = progress.ends()
+    assert first == {"loss": 39.5, "reward": 0.1}
+    assert last == {"loss": 1.5, "reward": 0.2}
