@@ -128,7 +128,8 @@ class _Chain:
             problems.append(attempt.problem)
             run.log(f"WARNING {name} attempt {attempt.number}: {end}: {attempt.problem}")
             if end is AttemptEnd.TRAINER_FAILED and _same_failures(problems):
-                raise UserError(attempt.problem)
+                said = attempt.problem.removeprefix("TrainerFailed: ")
+                raise UserError(f"{name} failed {SAME_CRASHES} times in the same way. {said}")
             if end is AttemptEnd.POD_LOST:
                 self._drop_pod()
         raise UserError(

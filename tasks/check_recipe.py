@@ -9,12 +9,12 @@ from prefect.cache_policies import NO_CACHE
 
 from blocks.recipe import Recipe, StageName
 from plugins.checkpoints.stores.open import open_store
-from plugins.errors import UserError
+from plugins.errors import Refused, UserError
 from plugins.slime.flags import lint
 from plugins.slime.launch import TrainerSpec, build
 from plugins.slime.prompt_data import inspect
 from plugins.tinyslime.flags import known_flags
-from tasks.lium_account import check_money
+from tasks.lium_account import check_money, rents_locally
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ def check_recipe(recipe: Recipe, stages: list[StageName]) -> Checked:
     if missing:
         raise UserError(f"Recipe '{recipe.name}': secrets: {', '.join(missing)} not set in this environment.")
     check_money(recipe)
+    _check_store(recipe)
     open_store(recipe.checkpoint.store).check()
     data: dict[StageName, StageData] = {}
     for name in stages:
@@ -53,6 +54,15 @@ def check_recipe(recipe: Recipe, stages: list[StageName]) -> Checked:
 
 
 check_recipe_task = task(name="check-recipe", cache_policy=NO_CACHE, persist_result=False)(check_recipe)
+
+
+def _check_store(recipe: Recipe) -> None:
+    if recipe.checkpoint.store.startswith("folder:") and not rents_locally(recipe):
+        raise Refused(
+            f"Recipe '{recipe.name}': checkpoint.store: a rented pod cannot see the folder "
+            f"{recipe.checkpoint.store}, so its "
+            "checkpoints would be lost with the pod. Folder stores are for the emulator."
+        )
 
 
 def _check_data(recipe: Recipe, name: StageName) -> StageData | None:

@@ -7,10 +7,9 @@ from configparser import Error as ConfigError
 from pathlib import Path
 from urllib.parse import urlparse
 
-from plugins.lium.client import LiumAccount, LiumSettings, guard
-
 from blocks.recipe import Recipe, home
 from plugins.errors import UserError
+from plugins.lium.client import LiumAccount, LiumSettings, guard
 from tasks.local_servers import EMULATOR_KEY, ensure_emulator
 
 REAL_URL = "https://lium.io/api"
@@ -72,6 +71,11 @@ def _api_key(recipe: Recipe) -> str:
     except ConfigError as error:
         raise UserError(f"~/.lium/config.ini cannot be read: {error}") from error
     return config.get("api", "api_key", fallback="")
+
+
+def rents_locally(recipe: Recipe) -> bool:
+    """Whether the pods of a recipe are on this machine: the emulator's, or another Lium API on loopback."""
+    return _local(recipe) or is_loopback(_base_url(recipe))
 
 
 def own_ssh_key() -> Path:

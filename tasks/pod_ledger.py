@@ -3,12 +3,14 @@
 Lium forgets the row of a pod that ended; the ledger is how `status` can still say what it cost.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from uuid import UUID
 
 from prefect.client.orchestration import SyncPrefectClient
 
+from plugins.lium.client import LiumAccount
 from plugins.lium.pods import PodRow
 from tasks import artifacts
 from tasks.stage_contract import artifact_key
@@ -56,17 +58,28 @@ class PodLedger:
         rows = read_ledger(self.client, self.run_id)
         self._write([old for old in rows if old["id"] != pod.id] + [row])
 
-    def ended(self, pod_id: str, cost_usd: float | None) -> None:
-        """Note the end of a pod and what it cost in USD."""
-        rows = read_ledger(self.client, self.run_id)
-        for row in rows:
-            if row["id"] == pod_id and row["ended_at"] is None:
-                row.update(state="RELEASED", ended_at=datetime.now(UTC).isoformat(), cost_usd=cost_usd)
-        self._write(rows)
+    def close(self, account: LiumAccount) -> float:
+        """Write end and cost of every pod that is given back or was lost; returns the sum of all costs in USD.
 
-    def next_number(self) -> int:
-        """Number for the next pod: one more than the highest ever used."""
-        return 1 + max((pod_number(row["name"]) for row in read_ledger(self.client, self.run_id)), default=0)
+        A pod that Lium still lists stays open, and so does one whose record cannot be read now.
+        """
+        rows = read_ledger(self.client, self.run_id)
+        still = {pod.id for pod in account.pods() if not pod.terminal}
+        for row in rows:
+            if row["ended_at"] is not None or row["id"] in still:
+                continue
+            record = account.record(row["id"])
+            ended = record.removed_at if record else None
+            row["ended_at"] = (ended or datetime.now(UTC)).isoformat()
+            row["cost_usd"] = record.cost_usd if record else None
+            row["state"] = "ENDED"
+        self._write(rows)
+        return float(sum(row["cost_usd"] or 0.0 for row in rows))
+
+    def next_number(self, listed: Iterable[PodRow] = ()) -> int:
+        """Number for the next pod: one more than the highest in the ledger and in Lium's listing of the run's pods."""
+        names = [row["name"] for row in read_ledger(self.client, self.run_id)] + [pod.name for pod in listed]
+        return 1 + max(map(pod_number, names), default=0)
 
     def _write(self, rows: list[artifacts.Row]) -> None:
         artifacts.put_table(self.client, self.flow_run_id, ledger_key(self.run_id), rows, f"Pods of {self.run_id}")

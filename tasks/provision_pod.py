@@ -18,12 +18,12 @@ from prefect.cache_policies import NO_CACHE
 from blocks.recipe import Recipe
 from plugins.errors import CapacityError, ControlPlaneError, PodLost, UserError
 from plugins.lium.bootstrap import start_supervisor, supervisor_status
-from plugins.lium.pods import TERMINAL_STATUSES, PodRow, PodSpec
+from plugins.lium.pods import PodRow, PodSpec
 from plugins.lium.poller import wait_ready
 from plugins.lium.tunnel import PodConnection, known_hosts_file
 from tasks.control_plane import worker_online
 from tasks.lium_account import is_loopback
-from tasks.pod_ledger import PodLedger
+from tasks.pod_ledger import PodLedger, pod_number
 from tasks.run import Run
 from tasks.stage_contract import WORK_POOL
 
@@ -71,6 +71,7 @@ def provision_pod(run: Run, group: str) -> LivePod:
     connection = PodConnection(row, run.account.settings.ssh_key_path, known_hosts_file(row.id))
     try:
         connection.connect(CONNECT_S)
+        check_store_is_shared(run, connection)
         live = LivePod(row, connection, tunnel_api(run.recipe, str(run.client.api_url), connection))
         ensure_worker(run, live)
     except BaseException:
@@ -79,12 +80,34 @@ def provision_pod(run: Run, group: str) -> LivePod:
     return live
 
 
+def check_store_is_shared(run: Run, connection: PodConnection) -> None:
+    """A folder store must be the same folder here and on the pod. Raises UserError; a checkpoint would die with "
+    "the pod."""
+    kind, _, folder = run.store.uri.partition(":")
+    if kind != "folder":
+        return
+    probe = Path(folder) / f".seen-by-{connection.row.name}"
+    probe.touch()
+    try:
+        seen = connection.run(["test", "-f", str(probe)], timeout_s=30).rc == 0
+    finally:
+        probe.unlink(missing_ok=True)
+    if not seen:
+        raise UserError(
+            f"checkpoint.store {run.store.uri} is not the same folder on pod {connection.row.name}, so its "
+            f"checkpoints would "
+            "be lost with the pod. On the emulator use the default store; a rented pod cannot see this machine's "
+            "folders."
+        )
+
+
 def get_pod(run: Run, group: str) -> PodRow:
     """This run's living pod, or a newly rented one that became ready; a pod that fails to boot is given back."""
     ledger = PodLedger(run.client, run.run_id, run.flow_run_id)
     for boot in range(1, BOOTS + 1):
-        mine = [pod for pod in run.account.pods(pod_prefix(run.run_id)) if pod.status not in TERMINAL_STATUSES]
-        name = mine[-1].name if mine else f"{pod_prefix(run.run_id, group)}{ledger.next_number()}"
+        listed = sorted(run.account.pods(pod_prefix(run.run_id)), key=lambda pod: pod_number(pod.name))
+        mine = [pod for pod in listed if not pod.terminal]
+        name = mine[-1].name if mine else f"{pod_prefix(run.run_id, group)}{ledger.next_number(listed)}"
         pod = run.recipe.pod
         row = _rent(
             run,
@@ -114,7 +137,7 @@ def get_pod(run: Run, group: str) -> PodRow:
         except PodLost as lost:
             run.let_go(row.id)
             run.account.release(name)
-            ledger.ended(row.id, None)
+            ledger.close(run.account)
             run.check_cancelled()
             run.log(f"WARNING pod {name} did not become ready ({lost}); {BOOTS - boot} more tries")
     raise PodLost(f"Run {run.run_id}: {BOOTS} pods in a row did not become ready.")
@@ -157,7 +180,8 @@ def ensure_worker(run: Run, pod: LivePod) -> None:
 def ensure_supervisor(run: Run, pod: LivePod) -> None:
     """Start the supervisor unless it lives. One that was told to end is started again.
 
-    If the pod really goes, its loss is noticed from the listing. One that is still stopping counts as living: ask again.
+    If the pod really goes, its loss is noticed from the listing. One that is still stopping counts as living: ask
+    again.
     """
     status = supervisor_status(pod.connection)
     if status is None or not status["alive"]:

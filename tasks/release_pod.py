@@ -14,7 +14,6 @@ from prefect.cache_policies import NO_CACHE
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 
 from plugins.errors import ControlPlaneError
-from plugins.lium.pods import TERMINAL_STATUSES
 from tasks.pod_ledger import PodLedger
 from tasks.provision_pod import LivePod, pod_prefix
 from tasks.run import Run
@@ -30,23 +29,17 @@ from tasks.stage_contract import WORK_POOL
     persist_result=False,
 )
 def release_pods(run: Run, live: LivePod | None) -> float:
-    """End every pod of the run and return what they cost in USD. Safe to repeat; finding none is success."""
+    """End every pod of the run; returns what all its pods ever cost, in USD. Safe to repeat; finding none is "
+    "success."""
     if live is not None:
         live.connection.close()
-    ledger = PodLedger(run.client, run.run_id, run.flow_run_id)
-    mine = [pod for pod in run.account.pods(pod_prefix(run.run_id)) if pod.status not in TERMINAL_STATUSES]
-    for pod in mine:
-        run.let_go(pod.id)
-        run.account.release(pod.name)
-    total = 0.0
-    for pod in mine:
-        record = run.account.record(pod.id)
-        cost = record.cost_usd if record else None
-        total += cost or 0.0
-        ledger.ended(pod.id, cost)
-        _drop_queue(run, pod.name)
-        run.log(f"pod {pod.name} given back; it cost ${cost or 0:.4f}")
-    return total
+    for pod in run.account.pods(pod_prefix(run.run_id)):
+        if not pod.terminal:
+            run.let_go(pod.id)
+            run.account.release(pod.name)
+            _drop_queue(run, pod.name)
+            run.log(f"pod {pod.name} given back")
+    return PodLedger(run.client, run.run_id, run.flow_run_id).close(run.account)
 
 
 def _drop_queue(run: Run, name: str) -> None:

@@ -83,9 +83,8 @@ def _wait(client: SyncPrefectClient, runs: list[FlowRun], what: str, timeout_s: 
 def _return_pods(ledger: PodLedger, account: LiumAccount, pods: list[PodRow]) -> Iterator[str]:
     for pod in pods:
         account.release(pod.name)
-        record = account.record(pod.id)
-        ledger.ended(pod.id, record.cost_usd if record else None)
         yield f"pod {pod.name} given back"
+    ledger.close(account)
     if not pods:
         yield "no pod of this run is left"
 

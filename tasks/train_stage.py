@@ -320,7 +320,7 @@ def _trainer_spec(stage: Stage, init_dir: Path | None, env_url: str | None) -> T
         data_rows=order.data_rows,
         args={**recipe.model.args, **section.args},
         command=["bash", "-c", command] if isinstance(command, str) else command,
-        slime_dir=Path(recipe.trainer.slime_dir),
+        slime_dir=Path(recipe.trainer.slime_dir) if recipe.trainer.kind == "slime" else None,
         seed=recipe.seed,
         model=recipe.model.name,
     )
@@ -459,7 +459,7 @@ def _check_end(stage: Stage, jobs: RayJobs, tail: list[str]) -> None:
     status, reached, last = jobs.status(stage.submission_id), _tracker(stage), stage.expected_last
     start = stage.restored.iteration if stage.restored else None
     if status != "SUCCEEDED":
-        problem = f"the trainer ended {status} ({jobs.message(stage.submission_id) or 'no message'})"
+        problem = f"the trainer ended {status} ({_why(jobs, stage.submission_id)})"
     elif reached is None or reached == start:
         problem = f"the trainer ended well but saved nothing new (tracker: {reached}, restored: {start})"
     elif last is not None and reached != last:
@@ -470,6 +470,14 @@ def _check_end(stage: Stage, jobs: RayJobs, tail: list[str]) -> None:
         return
     text = "\n".join(tail) or "(it wrote nothing)"
     raise TrainerFailed(f"Run {stage.order.run_id}, {stage.submission_id}: {problem}. Its last lines:\n{text}")
+
+
+def _why(jobs: RayJobs, submission_id: str) -> str:
+    """The exit code; without one the first line of Ray's message, whose rest repeats the whole command line."""
+    code = jobs.exit_code(submission_id)
+    if code is not None:
+        return f"exit code {code}"
+    return ((jobs.message(submission_id) or "").splitlines() or ["Ray gives no reason"])[0]
 
 
 def _is_complete(stage: Stage) -> bool:

@@ -8,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prefect.client.orchestration import SyncPrefectClient
 
 from plugins.checkpoints.restore import restore
 from plugins.checkpoints.stores.folder import FolderStore
+from tasks.status import run_status
 from tests.e2e.world import World
 
 pytestmark = pytest.mark.e2e
@@ -20,7 +22,7 @@ SHAPE = {"num-layers": 1, "hidden-size": 32, "ffn-hidden-size": 64, "num-attenti
 
 @dataclass(frozen=True)
 class Failure:
-    """A run that failed: its last message, its `status --json`, the names of the pods it ever had."""
+    """A run that failed: its last message, its status, the names of the pods it ever had."""
 
     said: str
     status: dict[str, Any]
@@ -36,9 +38,10 @@ def failed_run(world: World, run_id: str, **changes: Any) -> Failure:
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr
     assert world.pods(run_id) == []
-    failure = Failure(done.stderr[done.stderr.rindex("\nFailed: ") + 1 :], world.status(run_id))
-    assert failure.status["state"] == "Failed"
-    return failure
+    with SyncPrefectClient(world.api) as client:
+        status = run_status(client, run_id)
+    assert status["state"] == "Failed"
+    return Failure(done.stderr[done.stderr.rindex("\nFailed: ") + 1 :], status)
 
 
 def test_more_gpus_than_any_machine_has_ends_the_run_at_once_and_says_which_setting_waits(world: World) -> None:
@@ -57,6 +60,8 @@ def test_an_unknown_gpu_is_answered_with_those_that_look_like_it(world: World) -
 def test_a_trainer_that_fails_twice_alike_ends_the_run_with_its_last_words(world: World) -> None:
     failure = failed_run(world, "odd-heads", model={"args": {**SHAPE, "num-attention-heads": 3}})
     assert failure.said.count("must be an even multiple of --num-attention-heads 3") == 1
+    assert "failed 2 times in the same way" in failure.said and "exit code 2" in failure.said
+    assert len(failure.said) < 1000
     (stage,) = failure.status["stages"]
     assert (stage["state"], stage["attempts"]) == ("Failed", 2)
     assert failure.rented == ["ts-odd-heads-sft-a1"]

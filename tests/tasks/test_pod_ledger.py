@@ -28,7 +28,9 @@ class Artifacts:
 
 def pod(number: int, **changes) -> PodRow:
     values = {"status": "PENDING", "price_per_hour": 1.89, "gpu_name": "NVIDIA H200", "gpu_count": 1, **changes}
-    return PodRow(id=f"id-{number}", name=f"ts-r-sft-a{number}", created_at=datetime(2030, 1, number, tzinfo=UTC), **values)
+    return PodRow(
+        id=f"id-{number}", name=f"ts-r-sft-a{number}", created_at=datetime(2030, 1, number, tzinfo=UTC), **values
+    )
 
 
 def ledger() -> PodLedger:

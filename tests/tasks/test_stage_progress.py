@@ -27,7 +27,12 @@ def taken(*points: Point, **settings) -> StageProgress:
 
 def test_before_the_first_word_nothing_is_known() -> None:
     progress = StageProgress()
-    assert (progress.iteration, progress.last("loss"), progress.figures(), progress.ends()) == (None, None, [], ({}, {}))
+    assert (progress.iteration, progress.last("loss"), progress.figures(), progress.ends()) == (
+        None,
+        None,
+        [],
+        ({}, {}),
+    )
 
 
 def test_loss_is_a_curve_over_steps_in_order() -> None:
