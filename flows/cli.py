@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from blocks.recipe import StageName, check_run_id, load_recipe
+from blocks.recipe import StageName, check_run_id, home, load_recipe
 from plugins.errors import TrainstackError, UserError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
@@ -129,10 +129,11 @@ def down() -> None:
 
 @app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True}, add_help_option=False)
 def emulator(ctx: typer.Context) -> None:
-    """Run the Lium emulator in the foreground; `--help` lists its options."""
+    """Run the Lium emulator in the foreground; `--help` lists its options. Its state is kept with trainstack's own."""
     from plugins.lium.emulator.__main__ import main as emulate
 
-    raise typer.Exit(emulate(ctx.args))
+    given = any(word.partition("=")[0] == "--state" for word in ctx.args)
+    raise typer.Exit(emulate(ctx.args if given else ["--state", str(home() / "emulator"), *ctx.args]))
 
 
 @app.command()

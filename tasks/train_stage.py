@@ -357,7 +357,6 @@ def _run_trainer(stage: Stage, jobs: RayJobs, launch: Launch, publisher: Publish
     try:
         _follow(stage, jobs, _Voice(log_file, env.get(PROGRESS_FILE)), publisher, tail)
         _check_end(stage, jobs, tail)
-        _upload_last(stage, publisher)
     except BaseException:
         # Whatever ends it (cancel, SIGTERM, fence, a failed trainer): no trainer stays, and what it completed is
         # sealed if time allows.
@@ -367,16 +366,21 @@ def _run_trainer(stage: Stage, jobs: RayJobs, launch: Launch, publisher: Publish
             stage.log(f"WARNING the trainer may still run: {error}")
         _seal_last_words(stage, publisher)
         raise
+    _upload_last(stage, publisher)
 
 
 def _upload_last(stage: Stage, publisher: Publisher) -> None:
     """Wait for the store to have the last checkpoint, with an ear for a cancel. Raises StoreError, StageEnded."""
-    stage.phase = "upload"
     deadline = time.monotonic() + stage.order.recipe.checkpoint.final_upload_minutes * 60
-    while not publisher.wait(LOOK_S) and time.monotonic() < deadline:
-        stage.beat()
-        stage.check_ended()
-    publisher.finish(0)
+    with stage.timed("upload"):
+        while not publisher.wait(LOOK_S) and time.monotonic() < deadline:
+            stage.beat()
+            try:
+                stage.check_ended()
+            except StageEnded:
+                _seal_last_words(stage, publisher)
+                raise
+        publisher.finish(0)
 
 
 class _Voice:
@@ -423,7 +427,8 @@ class _JobWatch:
 
 
 def _follow(stage: Stage, jobs: RayJobs, voice: _Voice, publisher: Publisher, tail: list[str]) -> None:
-    watch, offered, parent = _JobWatch(jobs, stage.submission_id), _tracker(stage), os.getppid()
+    watch, parent = _JobWatch(jobs, stage.submission_id), os.getppid()
+    offered = stage.restored.iteration if stage.restored else None  # what is newer is new, however early it came
     while True:
         ended = watch.ended()
         voice.hear(stage, tail, final=ended)

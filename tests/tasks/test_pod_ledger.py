@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from types import SimpleNamespace
 from uuid import UUID, uuid4
 
-from plugins.lium.pods import PodRow
+from plugins.lium.pods import PodRecord, PodRow
 from tasks.pod_ledger import PodLedger, ledger_key, pod_number, read_ledger
 
 FLOW_RUN = UUID(int=7)
@@ -58,22 +58,61 @@ def test_an_adopted_pod_is_not_noted_twice() -> None:
     assert [row["state"] for row in read_ledger(book.client, "r")] == ["RUNNING"]
 
 
-def test_the_end_of_a_pod_keeps_its_row_and_its_cost_and_is_noted_once() -> None:
+@dataclass
+class Account:
+    """What Lium says about pods: those it lists, and the records of those that ended."""
+
+    listed: list[PodRow]
+    records: dict[str, PodRecord]
+
+    def pods(self) -> list[PodRow]:
+        return self.listed
+
+    def record(self, pod_id: str) -> PodRecord | None:
+        return self.records.get(pod_id)
+
+
+def ended(number: int, cost_usd: float) -> PodRecord:
+    moment = datetime(2030, 2, number, tzinfo=UTC)
+    name = f"ts-r-sft-a{number}"
+    return PodRecord(
+        f"id-{number}", name, cost_usd, 60.0, None, 1, None, created_at=None, removed_at=moment, close_reason=None
+    )
+
+
+def test_pods_that_ended_are_closed_with_end_and_cost_and_the_living_one_stays_open() -> None:
+    book = ledger()
+    for number in (1, 2, 3):
+        book.rented(pod(number))
+    account = Account([pod(2), pod(3, status="FAILED")], {"id-1": ended(1, 0.5), "id-3": ended(3, 0.25)})
+    assert book.close(account) == 0.75
+    rows = read_ledger(book.client, "r")
+    assert [(row["state"], row["cost_usd"]) for row in rows] == [("ENDED", 0.5), ("PENDING", None), ("ENDED", 0.25)]
+    assert [row["ended_at"] for row in rows] == ["2030-02-01T00:00:00+00:00", None, "2030-02-03T00:00:00+00:00"]
+
+
+def test_an_end_is_noted_once_and_its_cost_is_kept_when_lium_forgets() -> None:
     book = ledger()
     book.rented(pod(1))
-    book.rented(pod(2))
-    book.ended("id-1", 0.5)
-    first_end = read_ledger(book.client, "r")[0]["ended_at"]
-    book.ended("id-1", None)
-    rows = read_ledger(book.client, "r")
-    assert [(row["state"], row["cost_usd"]) for row in rows] == [("RELEASED", 0.5), ("PENDING", None)]
-    assert rows[0]["ended_at"] == first_end is not None
+    book.close(Account([], {"id-1": ended(1, 0.5)}))
+    before = read_ledger(book.client, "r")
+    assert book.close(Account([], {})) == 0.5
+    assert read_ledger(book.client, "r") == before
+
+
+def test_a_pod_that_lium_knows_nothing_about_has_ended_at_an_unknown_cost() -> None:
+    book = ledger()
+    book.rented(pod(1))
+    assert book.close(Account([], {})) == 0.0
+    (row,) = read_ledger(book.client, "r")
+    assert row["cost_usd"] is None and row["ended_at"] is not None
 
 
 def test_a_number_is_never_used_again_even_after_its_pod_ended() -> None:
     book = ledger()
     book.rented(pod(1))
     book.rented(pod(12))
-    book.ended("id-12", 0.1)
+    book.close(Account([], {"id-12": ended(12, 0.1)}))
     assert book.next_number() == 13
+    assert book.next_number([pod(20)]) == 21
     assert (pod_number("ts-r-a-b-sft-rl-a12"), pod_number("ts-r"), pod_number("ts-r-ab")) == (12, 0, 0)

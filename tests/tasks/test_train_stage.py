@@ -279,8 +279,6 @@ def test_when_every_checkpoint_is_damaged_the_stage_does_not_silently_start_from
     with pytest.raises(UserError, match=rf"checkpoints of {RUN}/sft .* are damaged.*use a new run id"):
         train_stage(bench.stage(2, root=bench.folder / "second-pod"), jobs)
     assert jobs.starts == []
-    with pytest.raises(UserError):  # nor does the attempt after it
-        train_stage(bench.stage(3, root=bench.folder / "third-pod"), jobs)
 
 
 def test_a_store_that_never_takes_the_last_checkpoint_is_a_store_error_in_bounded_time(bench: Bench) -> None:
@@ -292,6 +290,25 @@ def test_a_store_that_never_takes_the_last_checkpoint_is_a_store_error_in_bounde
     with pytest.raises(StoreError, match="Checkpoint 7 is not durable yet"):
         train_stage(bench.stage(checkpoint={"final_upload_minutes": 0.002}), ScriptedJobs(lose_the_store))
     assert bench.ear.beats[-1].phase == "upload"
+
+
+def test_a_cancel_during_the_last_upload_is_heard(bench: Bench) -> None:
+    def fill_the_store(start: Start) -> None:
+        start.save(7)
+        shutil.rmtree(bench.folder / "store")
+        (bench.folder / "store").write_text("in the way")
+
+    class CancelledInTheUpload(Ear):
+        def ended_from_outside(self) -> str | None:
+            if self.beats[-1].phase != "upload":
+                return None
+            (bench.folder / "store").unlink(missing_ok=True)
+            return "Cancelling"
+
+    bench.ear = CancelledInTheUpload()
+    with pytest.raises(StageEnded):
+        train_stage(bench.stage(), ScriptedJobs(fill_the_store))
+    assert bench.stored() == [7]
 
 
 def test_a_command_trainer_needs_the_tracker_and_the_folder_only(bench: Bench) -> None:
