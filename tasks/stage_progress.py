@@ -50,11 +50,11 @@ class StageProgress:
         return curve[-1][1] if curve else None
 
     def ends(self) -> tuple[dict[str, float], dict[str, float]]:
-        """First and last of each figure, each the mean over a twentieth of the curve (at least one point)."""
+        """First and last of each figure, each the mean over a tenth of the curve (at least one point)."""
         first, last = {}, {}
         for figure in self.figures():
             values = [value for _, value in self.curve(figure)]
-            window = max(1, len(values) // 20)
+            window = max(1, len(values) // 10)
             first[figure] = round(sum(values[:window]) / window, 4)
             last[figure] = round(sum(values[-window:]) / window, 4)
         return first, last

@@ -99,11 +99,15 @@ def _copy(source: Path, target: Path) -> None:
         shutil.copyfile(a, b)
         with Path(b).open("rb+") as file:
             os.fsync(file.fileno())
-        digests = [hashlib.file_digest(Path(name).open("rb"), "sha256").digest() for name in (a, b)]
-        assert digests[0] == digests[1]
+        assert _digest(Path(a)) == _digest(Path(b))
         return b
 
     shutil.copytree(source, target, copy_function=careful)
+
+
+def _digest(file: Path) -> bytes:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").digest()
 
 
 def _read(log: Path) -> None:

@@ -45,7 +45,8 @@ def test_resolving_twice_changes_nothing(tmp_path: Path) -> None:
 
 def test_the_digest_does_not_depend_on_layout(tmp_path: Path) -> None:
     one = load_recipe(write(tmp_path, GOOD))
-    other = load_recipe(write(tmp_path, GOOD.replace("args: {rollout-batch-size: 4}", "args:\n    {rollout-batch-size: 4}")))
+    spread = GOOD.replace("args: {rollout-batch-size: 4}", "args:\n    {rollout-batch-size: 4}")
+    other = load_recipe(write(tmp_path, spread))
     assert one.digest() == other.digest()
 
 

@@ -69,8 +69,8 @@ def test_the_loaded_iteration_is_remembered_and_is_no_progress() -> None:
     assert (progress.loaded, progress.iteration) == (7, None)
 
 
-def test_first_and_last_are_means_over_a_twentieth_of_the_curve() -> None:
+def test_first_and_last_are_means_over_a_tenth_of_the_curve() -> None:
     progress = taken(*(step(number, 40.0 - number) for number in range(40)), counted(0, 0.1), counted(1, 0.2))
     first, last = progress.ends()
-    assert first == {"loss": 39.5, "reward": 0.1}
-    assert last == {"loss": 1.5, "reward": 0.2}
+    assert first == {"loss": 38.5, "reward": 0.1}
+    assert last == {"loss": 2.5, "reward": 0.2}
