@@ -35,6 +35,7 @@ from tasks.run_stage import (
     Attempt,
     AttemptEnd,
     crash,
+    durable_before,
     finished_result,
     living_attempt,
     next_attempt,
@@ -113,7 +114,8 @@ class _Chain:
     def stage(self, name: StageName) -> StageResult:
         """Carry one stage to its end, over as many attempts as the recipe allows."""
         run = self._run
-        if (done := finished_result(run, name)) is not None and _still_stored(run, done):
+        done = finished_result(run, name)
+        if done is not None and _still_stored(run, done) and _long_enough(done, self._checked.last.get(name)):
             run.log(f"{name} is already complete (iteration {done.last_iteration}); not run again")
             return done.model_copy(update={"outcome": "already complete"})
         problems: list[str] = []
@@ -183,6 +185,7 @@ class _Chain:
             data_path=remote,
             data_rows=data.rows if data else None,
             init=self._init(name),
+            durable=durable_before(run, name),
             lineage={**run.lineage, "pod": pod.name, "pod_id": pod.row.id, "data_sha256": data.sha256 if data else ""},
         )
 
@@ -219,6 +222,11 @@ def _lineage(recipe: Recipe, checked: Checked) -> dict[str, str]:
 def _still_stored(run: Run, result: StageResult) -> bool:
     newest = run.store.latest(result.run_id, result.stage)
     return newest is not None and newest.iteration == result.last_iteration
+
+
+def _long_enough(result: StageResult, last: int | None) -> bool:
+    """Whether a finished stage reached what the recipe asks for now: the same run may be asked for more rollouts."""
+    return last is None or result.last_iteration >= last
 
 
 def _same_failures(problems: list[str]) -> bool:

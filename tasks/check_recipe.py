@@ -13,7 +13,7 @@ from plugins.errors import Refused, UserError
 from plugins.slime.flags import lint
 from plugins.slime.launch import TrainerSpec, build
 from plugins.slime.prompt_data import inspect
-from plugins.tinyslime.flags import known_flags
+from plugins.tinyslime.flags import known_flags, parse
 from tasks.lium_account import check_money, rents_locally
 
 
@@ -28,9 +28,10 @@ class StageData:
 
 @dataclass(frozen=True)
 class Checked:
-    """What the checks found out and the run needs later."""
+    """What the checks found out and the run needs later. last: last iteration of a stage, None where unknown."""
 
     data: dict[StageName, StageData] = field(default_factory=dict)
+    last: dict[StageName, int | None] = field(default_factory=dict)
 
 
 def check_recipe(recipe: Recipe, stages: list[StageName]) -> Checked:
@@ -45,12 +46,13 @@ def check_recipe(recipe: Recipe, stages: list[StageName]) -> Checked:
     _check_store(recipe)
     open_store(recipe.checkpoint.store).check()
     data: dict[StageName, StageData] = {}
+    last: dict[StageName, int | None] = {}
     for name in stages:
         found = _check_data(recipe, name)
         if found:
             data[name] = found
-        _check_command(recipe, name, found)
-    return Checked(data)
+        last[name] = _check_command(recipe, name, found)
+    return Checked(data, last)
 
 
 check_recipe_task = task(name="check-recipe", cache_policy=NO_CACHE, persist_result=False)(check_recipe)
@@ -78,13 +80,14 @@ def _check_data(recipe: Recipe, name: StageName) -> StageData | None:
     return StageData(Path(section.data), found.rows, found.sha256)
 
 
-def _check_command(recipe: Recipe, name: StageName, data: StageData | None) -> None:
+def _check_command(recipe: Recipe, name: StageName, data: StageData | None) -> int | None:
+    """Build the trainer's command line as the pod will; returns the last iteration it leads to."""
     section = recipe.stage(name)
     kind = recipe.trainer.kind
     if kind == "command":
         if not section.command:
             raise UserError(f"Recipe '{recipe.name}': {name}.command: missing; trainer.kind is 'command'.")
-        return
+        return None if section.num_rollout is None else section.num_rollout - 1
     if section.command:
         raise UserError(f"Recipe '{recipe.name}': {name}.command: only for trainer.kind 'command', not '{kind}'.")
     if kind == "tinyslime":
@@ -97,7 +100,7 @@ def _check_command(recipe: Recipe, name: StageName, data: StageData | None) -> N
         raise UserError(f"Recipe '{recipe.name}': rl.environment: missing; give 'task:' or 'url:'.")
     here = Path("/nonexistent")
     try:
-        build(
+        launch = build(
             TrainerSpec(
                 kind=kind,
                 stage=name,
@@ -121,5 +124,8 @@ def _check_command(recipe: Recipe, name: StageName, data: StageData | None) -> N
                 seed=recipe.seed,
             )
         )
+        if kind == "tinyslime":
+            parse(launch.argv[launch.argv.index("-m") + 2 :])
     except UserError as error:
         raise UserError(f"Recipe '{recipe.name}': {name}: {error}") from error
+    return launch.expected_last

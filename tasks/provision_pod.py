@@ -16,7 +16,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from blocks.recipe import Recipe
-from plugins.errors import CapacityError, ControlPlaneError, PodLost, UserError
+from plugins.errors import CapacityError, ControlPlaneError, PodLost, StoreError, UserError
 from plugins.lium.bootstrap import start_supervisor, supervisor_status
 from plugins.lium.pods import PodRow, PodSpec
 from plugins.lium.poller import wait_ready
@@ -87,9 +87,11 @@ def check_store_is_shared(run: Run, connection: PodConnection) -> None:
     if kind != "folder":
         return
     probe = Path(folder) / f".seen-by-{connection.row.name}"
-    probe.touch()
     try:
+        probe.touch()
         seen = connection.run(["test", "-f", str(probe)], timeout_s=30).rc == 0
+    except OSError as error:
+        raise StoreError(f"{run.store.uri} cannot be written: {error}") from error
     finally:
         probe.unlink(missing_ok=True)
     if not seen:

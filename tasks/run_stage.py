@@ -222,6 +222,18 @@ def next_attempt(run: Run, stage: StageName) -> int:
     return 1 + max((attempt_of(found) for found in stage_runs(run.client, run.run_id, stage)), default=0)
 
 
+def durable_before(run: Run, stage: StageName) -> int | None:
+    """The newest iteration that an earlier attempt reported durable: a stage that had one never starts from zero."""
+    key = artifact_key(run.run_id, stage, HEARTBEAT_SUFFIX)
+    beats = []
+    for found in stage_runs(run.client, run.run_id, stage):
+        artifact = artifacts.newest(run.client, key, found.id)
+        beat = parse_heartbeat(artifact.data) if artifact else None
+        if beat is not None and beat.durable is not None:
+            beats.append(beat.durable)
+    return max(beats, default=None)
+
+
 def finished_result(run: Run, stage: StageName) -> StageResult | None:
     """The result of a stage that an earlier call of the pipeline completed."""
     for found in stage_runs(run.client, run.run_id, stage):

@@ -39,6 +39,7 @@ class StageOrder(BaseModel):
     data_path: str | None = Field(None, description="Prompt data on the pod.")
     data_rows: int | None = None
     init: InitFrom | None = None
+    durable: int | None = Field(None, description="Newest iteration that earlier attempts reported durable.")
     lineage: dict[str, str] = Field(default_factory=dict, description="Recipe digest, git commit, data hash, image.")
 
 

@@ -231,12 +231,13 @@ def _rescue(stage: Stage, store: CheckpointStore) -> None:
 def _restore(stage: Stage, store: CheckpointStore) -> Manifest | None:
     """The newest checkpoint that verifies, put into the save dir; None only for a stage that never had one."""
     order = stage.order
-    known = store.list(order.run_id, order.stage)
+    known = bool(store.list(order.run_id, order.stage)) or order.durable is not None
     restored = restore(store, order.run_id, order.stage, stage.save_dir)
     if restored is None and known:
         raise UserError(
-            f"All {len(known)} checkpoints of {order.run_id}/{order.stage} in {store.uri} are damaged; they were set "
-            "aside there (*.broken-*) with the reason. To start from zero, use a new run id."
+            f"No checkpoint of {order.run_id}/{order.stage} in {store.uri} can be restored, although there were some "
+            f"(durable before: iteration {order.durable}). Damaged ones are set aside there (*.broken-*) with the "
+            "reason. To start from zero, use a new run id."
         )
     if restored is not None:
         stage.log(f"restored iteration {restored.iteration}, sealed by attempt {restored.attempt}")

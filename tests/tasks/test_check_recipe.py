@@ -134,7 +134,7 @@ def test_rl_data_needs_the_label_that_the_trainer_reads(check: Check, tmp_path: 
 def test_a_command_trainer_needs_neither_data_nor_known_flags(check: Check) -> None:
     trainer = {"kind": "command"}
     sft = {"data": None, "command": ["true"], "args": {"anything": 1}}
-    assert check("sft", trainer=trainer, sft=sft) == Checked({})
+    assert check("sft", trainer=trainer, sft=sft).data == {}
 
 
 def test_a_store_that_cannot_be_written_is_found_before_a_pod_is_paid(check: Check, tmp_path: Path) -> None:

@@ -276,8 +276,16 @@ def test_when_every_checkpoint_is_damaged_the_stage_does_not_silently_start_from
     for file in (bench.folder / "store").rglob("common.pt"):
         file.write_bytes(bytes(len(file.read_bytes())))
     jobs = ScriptedJobs(lambda start: start.save(7))
-    with pytest.raises(UserError, match=rf"checkpoints of {RUN}/sft .* are damaged.*use a new run id"):
+    with pytest.raises(UserError, match=rf"(?s)No checkpoint of {RUN}/sft .* can be restored.*use a new run id"):
         train_stage(bench.stage(2, root=bench.folder / "second-pod"), jobs)
+    assert jobs.starts == []
+
+
+def test_a_stage_that_was_durable_once_never_starts_from_zero_even_if_its_store_is_empty(bench: Bench) -> None:
+    jobs, stage = ScriptedJobs(lambda start: start.save(7)), bench.stage(3)
+    stage.order = stage.order.model_copy(update={"durable": 7})
+    with pytest.raises(UserError, match="durable before: iteration 7"):
+        train_stage(stage, jobs)
     assert jobs.starts == []
 
 
