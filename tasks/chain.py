@@ -16,6 +16,7 @@ from prefect import get_run_logger
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import State
 from prefect.exceptions import TerminationSignal
+from prefect.runtime import deployment
 from prefect.runtime import flow_run as runtime
 from prefect.states import Cancelled, Completed, Failed
 
@@ -29,7 +30,7 @@ from tasks.lium_account import git_commit, open_account
 from tasks.local_servers import CODE_ROOT
 from tasks.provision_pod import LivePod, ensure_worker, provision_pod, upload
 from tasks.release_pod import release_pods, undisturbed
-from tasks.run import Run, RunCancelled
+from tasks.run import Run, RunCancelled, is_cancelling
 from tasks.run_stage import (
     SAME_CRASHES,
     Attempt,
@@ -42,7 +43,7 @@ from tasks.run_stage import (
     submit,
 )
 from tasks.stage_contract import InitFrom, StageOrder, StageResult, artifact_key, run_tag
-from tasks.steering import take_over
+from tasks.steering import sole_steering, take_over
 from tasks.sync_checkpoint import sync_checkpoint
 
 
@@ -61,9 +62,9 @@ def carry_through(recipe: Recipe | str, stages: list[StageName], run_id: str | N
     try:
         plan = load_recipe(recipe) if isinstance(recipe, str) else resolve(recipe)
         run_id = check_run_id(run_id or f"{plan.name}-{own_id.hex[:6]}")
-        with get_client(sync_client=True) as client:
-            client.update_flow_run(own_id, tags=sorted({*runtime.tags, run_tag(run_id)}), name=f"{run_id}-{stages[-1]}")
+        with sole_steering(run_id), get_client(sync_client=True) as client:
             take_over(client, run_id, own_id)
+            client.update_flow_run(own_id, tags=sorted({*runtime.tags, run_tag(run_id)}), name=f"{run_id}-{stages[-1]}")
             return _carry(client, run_id, plan, stages, own_id, log)
     except RunCancelled as cancelled:
         return Cancelled(message=str(cancelled))
@@ -92,8 +93,11 @@ def _carry(
             raise RunCancelled(f"Run {run_id} was stopped by Ctrl-C; start it again with --run-id {run_id}.") from None
         except TerminationSignal:
             run.check_cancelled()
-            if _is_cancelling(run):
+            if is_cancelling(run):
                 raise RunCancelled(f"Run {run_id} was cancelled.") from None
+            if runtime.parent_flow_run_id is None and deployment.id is None:
+                again = f"start it again with --run-id {run_id}"
+                raise RunCancelled(f"Run {run_id} was stopped by SIGTERM; {again}.") from None
             raise
         finally:
             cost = chain.end()
@@ -107,7 +111,7 @@ class _Chain:
 
     def __init__(self, run: Run, stages: list[StageName], checked: Checked) -> None:
         self._run, self._checked = run, checked
-        self._group = "-".join(stages)
+        self._stages = stages
         self._pod: LivePod | None = None
         self._attempt: Attempt | None = None
 
@@ -158,7 +162,7 @@ class _Chain:
     def _begin(self, name: StageName, *, retry: bool) -> Attempt:
         run = self._run
         if self._pod is None:
-            self._pod = provision_pod(run, self._group)
+            self._pod = provision_pod(run, self._stages)
         elif retry:
             ensure_worker(run, self._pod)
         pod = self._pod
@@ -239,11 +243,6 @@ def _gist(problem: str) -> tuple[str, str]:
     """What ended the trainer and its last line, without numbers: attempts, times and addresses always differ."""
     lines = [re.sub(r"\d+", "#", line) for line in problem.splitlines() if line.strip()]
     return (lines[0], lines[-1]) if lines else ("", "")
-
-
-def _is_cancelling(run: Run) -> bool:
-    state = run.client.read_flow_run(run.flow_run_id).state
-    return state is not None and (state.is_cancelling() or state.is_cancelled())
 
 
 def _summarise(run: Run, results: list[StageResult], cost: float) -> None:

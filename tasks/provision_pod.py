@@ -5,6 +5,7 @@ knows whose it is. So a crash at any point leaves either no pod, or one that the
 """
 
 import os
+import re
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -15,9 +16,10 @@ from urllib.parse import urlparse
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from blocks.recipe import Recipe
+from blocks.recipe import Recipe, StageName
 from plugins.errors import CapacityError, ControlPlaneError, PodLost, StoreError, UserError
 from plugins.lium.bootstrap import start_supervisor, supervisor_status
+from plugins.lium.client import LiumAccount
 from plugins.lium.pods import PodRow, PodSpec
 from plugins.lium.poller import wait_ready
 from plugins.lium.tunnel import PodConnection, known_hosts_file
@@ -46,9 +48,16 @@ class LivePod:
         return self.row.name
 
 
-def pod_prefix(run_id: str, group: str = "") -> str:
-    """What the names of a run's pods begin with."""
-    return f"ts-{run_id}-{group}-a" if group else f"ts-{run_id}-"
+def pod_name(run_id: str, stages: Sequence[str], number: int) -> str:
+    """Name of a run's pod: `ts-<run_id>-<stages>-a<number>`. The stages hold no '-', so no two runs share a name."""
+    return f"ts-{run_id}-{''.join(stages)}-a{number}"
+
+
+def pods_of(account: LiumAccount, run_id: str) -> list[PodRow]:
+    """The pods in Lium's listing that are this run's, oldest first; never those of a run whose id only begins alike."""
+    mine = re.compile(rf"ts-{re.escape(run_id)}-(?:sft|rl|sftrl)-a\d+")
+    found = [pod for pod in account.pods(f"ts-{run_id}-") if mine.fullmatch(pod.name)]
+    return sorted(found, key=lambda pod: pod_number(pod.name))
 
 
 def _is_outside(_task: Any, _task_run: Any, state: Any) -> bool:
@@ -65,9 +74,9 @@ def _is_outside(_task: Any, _task_run: Any, state: Any) -> bool:
     cache_policy=NO_CACHE,
     persist_result=False,
 )
-def provision_pod(run: Run, group: str) -> LivePod:
+def provision_pod(run: Run, stages: list[StageName]) -> LivePod:
     """A pod of this run that is ready for stages. Raises CapacityError, PodLost, UserError, ControlPlaneError."""
-    row = get_pod(run, group)
+    row = get_pod(run, stages)
     connection = PodConnection(row, run.account.settings.ssh_key_path, known_hosts_file(row.id))
     try:
         connection.connect(CONNECT_S)
@@ -103,13 +112,13 @@ def check_store_is_shared(run: Run, connection: PodConnection) -> None:
         )
 
 
-def get_pod(run: Run, group: str) -> PodRow:
+def get_pod(run: Run, stages: Sequence[str]) -> PodRow:
     """This run's living pod, or a newly rented one that became ready; a pod that fails to boot is given back."""
     ledger = PodLedger(run.client, run.run_id, run.flow_run_id)
     for boot in range(1, BOOTS + 1):
-        listed = sorted(run.account.pods(pod_prefix(run.run_id)), key=lambda pod: pod_number(pod.name))
+        listed = pods_of(run.account, run.run_id)
         mine = [pod for pod in listed if not pod.terminal]
-        name = mine[-1].name if mine else f"{pod_prefix(run.run_id, group)}{ledger.next_number(listed)}"
+        name = mine[-1].name if mine else pod_name(run.run_id, stages, ledger.next_number(listed))
         pod = run.recipe.pod
         row = _rent(
             run,
@@ -135,6 +144,7 @@ def get_pod(run: Run, group: str) -> PodRow:
             assert ready is not None
             # At boot Lium sets the end that came with the rent; ours must be said again.
             run.account.extend(ready.id, datetime.now(UTC) + run.dead_man)
+            ledger.rented(ready)
             return ready
         except PodLost as lost:
             run.let_go(row.id)

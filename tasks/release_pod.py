@@ -5,6 +5,7 @@ It goes by the name's prefix and not by an id, so it also finds a pod whose rent
 
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
@@ -15,9 +16,11 @@ from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 
 from plugins.errors import ControlPlaneError
 from tasks.pod_ledger import PodLedger
-from tasks.provision_pod import LivePod, pod_prefix
+from tasks.provision_pod import LivePod, pods_of
 from tasks.run import Run
 from tasks.stage_contract import WORK_POOL
+
+LOOKS_FOR_A_CUT_RENT = 3
 
 
 @task(
@@ -29,16 +32,20 @@ from tasks.stage_contract import WORK_POOL
     persist_result=False,
 )
 def release_pods(run: Run, live: LivePod | None) -> float:
-    """End every pod of the run; returns what all its pods ever cost, in USD. Safe to repeat; finding none is "
-    "success."""
+    """End every pod of the run and return what all its pods ever cost, in USD. Safe to repeat.
+
+    Without a pod in hand a rent may have been cut off on its way, so it is looked for more than once.
+    """
     if live is not None:
         live.connection.close()
-    for pod in run.account.pods(pod_prefix(run.run_id)):
-        if not pod.terminal:
-            run.let_go(pod.id)
-            run.account.release(pod.name)
-            _drop_queue(run, pod.name)
-            run.log(f"pod {pod.name} given back")
+    for look in range(1 if live else LOOKS_FOR_A_CUT_RENT):
+        time.sleep(1.0 if look else 0.0)
+        for pod in pods_of(run.account, run.run_id):
+            if not pod.terminal:
+                run.let_go(pod.id)
+                run.account.release(pod.name)
+                _drop_queue(run, pod.name)
+                run.log(f"pod {pod.name} given back")
     return PodLedger(run.client, run.run_id, run.flow_run_id).close(run.account)
 
 

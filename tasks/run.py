@@ -1,26 +1,25 @@
-"""One recipe being carried through by this process: the things every task needs, and the thread that keeps hold of
-them.
+"""One recipe being carried through by this process: what every task needs, and the threads that keep hold of it.
 
-The steering thread does two things as long as the process lives: it notices that the pipeline's flow run was cancelled
-(a flow started as plain `python` gets no signal for that), and it pushes the pod's dead-man end forward.
+Two threads work as long as the process lives: one notices that the pipeline's flow run was cancelled
+(a flow started as plain `python` gets no signal for that), the other pushes the pod's dead-man end forward.
 """
 
 import threading
-import time
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
-from plugins.lium.client import LiumAccount
-from plugins.lium.poller import PodPoller
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import StateType
 
 from blocks.recipe import Recipe
 from plugins.checkpoints.stores import CheckpointStore
 from plugins.errors import ControlPlaneError, TrainstackError
+from plugins.lium.client import LiumAccount
+from plugins.lium.poller import PodPoller
 
 STATE_LOOK_S = 1.0
+CANCEL_TYPES = (StateType.CANCELLING, StateType.CANCELLED)
 
 
 class RunCancelled(TrainstackError):
@@ -49,16 +48,21 @@ class Run:
         self._pods: set[str] = set()
         self._cancelled = threading.Event()
         self._closed = threading.Event()
-        self._thread = threading.Thread(target=self._steer, name="steering", daemon=True)
+        self._threads = [
+            threading.Thread(target=self._watch, name="cancel-watch", daemon=True),
+            threading.Thread(target=self._hold_on, name="dead-man-switch", daemon=True),
+        ]
 
     def __enter__(self) -> "Run":
-        self._thread.start()
+        for thread in self._threads:
+            thread.start()
         return self
 
     def __exit__(self, *exc: object) -> None:
         self._closed.set()
         self.poller.close()
-        self._thread.join(timeout=5)
+        for thread in self._threads:
+            thread.join(timeout=2)  # one that waits for a server that is down ends with the process
 
     @property
     def dead_man(self) -> timedelta:
@@ -87,24 +91,23 @@ class Run:
         """Stop pushing this pod's end forward."""
         self._pods.discard(pod_id)
 
-    def _steer(self) -> None:
-        every_s = min(60.0, self.dead_man.total_seconds() / 3)
-        next_push = time.monotonic() + every_s
+    def _watch(self) -> None:
+        """Notice a cancel. A server that is down makes its client wait for minutes, so nothing else is done here."""
         with get_client(sync_client=True) as client:
             while not self._closed.wait(STATE_LOOK_S):
-                self._look(client)
-                if time.monotonic() >= next_push:
-                    self._push()
-                    next_push = time.monotonic() + every_s
+                try:
+                    state = client.read_flow_run(self.flow_run_id).state
+                except Exception as error:  # whatever the client raises, the server did not answer: keep steering
+                    self.log(f"WARNING Prefect does not answer ({type(error).__name__}); the run goes on")
+                    continue
+                if state is not None and state.type in CANCEL_TYPES:
+                    self._cancelled.set()
 
-    def _look(self, client: SyncPrefectClient) -> None:
-        try:
-            state = client.read_flow_run(self.flow_run_id).state
-        except Exception as error:  # whatever the client raises, the server did not answer: keep steering
-            self.log(f"WARNING Prefect does not answer ({type(error).__name__}); the run goes on")
-            return
-        if state is not None and state.type in (StateType.CANCELLING, StateType.CANCELLED):
-            self._cancelled.set()
+    def _hold_on(self) -> None:
+        """Push the pods' dead-man end forward, whatever Prefect does."""
+        every_s = min(60.0, self.dead_man.total_seconds() / 3)
+        while not self._closed.wait(every_s):
+            self._push()
 
     def _push(self) -> None:
         for pod_id in list(self._pods):
@@ -115,3 +118,9 @@ class Run:
             except TrainstackError as error:
                 self.log(f"WARNING {error}")
                 self.let_go(pod_id)
+
+
+def is_cancelling(run: Run) -> bool:
+    """Whether the pipeline's own flow run is being cancelled right now, asked and not remembered."""
+    state = run.client.read_flow_run(run.flow_run_id).state
+    return state is not None and state.type in CANCEL_TYPES

@@ -11,8 +11,10 @@ from enum import StrEnum
 from typing import Any
 from uuid import UUID
 
+import httpx
 from prefect.client.schemas.objects import FlowRun, StateType
 from prefect.deployments import run_deployment
+from prefect.exceptions import PrefectHTTPStatusError
 from prefect.states import Cancelling, Crashed
 
 from blocks.recipe import StageName
@@ -23,7 +25,7 @@ from tasks import artifacts
 from tasks.control_plane import attempt_of, set_state, stage_runs
 from tasks.display import Display
 from tasks.provision_pod import LivePod, ensure_supervisor
-from tasks.run import Run
+from tasks.run import Run, RunCancelled, is_cancelling
 from tasks.stage_contract import (
     HEARTBEAT_SUFFIX,
     STAGE_DEPLOYMENT,
@@ -72,7 +74,13 @@ class Attempt:
         """Wait until the attempt ended or its pod is lost. Raises RunCancelled, UserError, StoreError."""
         with Display(self.run, self.stage) as display:
             while True:
-                if (end := self._look()) is not None:
+                try:
+                    end = self._look()
+                except (httpx.HTTPError, PrefectHTTPStatusError) as error:
+                    # A control plane that is down is no news about the training (DESIGN 5.4).
+                    self.run.log(f"WARNING Prefect does not answer ({type(error).__name__}); the stage goes on")
+                    end = None
+                if end is not None:
                     return end
                 display.show(self.beat)
                 self.run.nap(STATE_LOOK_S)
@@ -97,6 +105,8 @@ class Attempt:
             return AttemptEnd.COMPLETED
         self.problem = message
         if state == StateType.CANCELLED:
+            if is_cancelling(self.run):
+                raise RunCancelled(f"Run {self.run.run_id} was cancelled.")
             raise UserError(
                 f"Stage {self.stage} of {self.run.run_id} was cancelled by hand, so the run stops: {message}"
             )

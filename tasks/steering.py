@@ -3,8 +3,11 @@
 Prefect itself leaves the flow run of a killed `python` process Running for ever (prefect.md 0, fact 2).
 """
 
+import fcntl
 import os
 import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from uuid import UUID
 
@@ -12,6 +15,7 @@ from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.objects import FlowRun
 from prefect.states import Crashed
 
+from blocks.recipe import home
 from plugins.errors import UserError
 from tasks.control_plane import is_pipeline, runs_of, set_state
 from tasks.local_servers import start_time
@@ -55,6 +59,22 @@ def bury_dead_pipelines(client: SyncPrefectClient, run_id: str) -> list[FlowRun]
         else:
             living.append(flow_run)
     return living
+
+
+@contextmanager
+def sole_steering(run_id: str) -> Iterator[None]:
+    """Hold the run's lock file while the block runs: of two starts at the same moment one is refused with UserError."""
+    folder = home() / "local" / "runs"
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / f"{run_id}.lock").open("w") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(
+                f"Run {run_id} is already being carried through by another process of this machine. Follow it with "
+                f"`trainstack logs {run_id} --follow`, or end it with `trainstack stop {run_id}`."
+            ) from None
+        yield
 
 
 def take_over(client: SyncPrefectClient, run_id: str, own_id: UUID) -> None:

@@ -19,7 +19,7 @@ from plugins.lium.tunnel import PodConnection, known_hosts_file
 from tasks.control_plane import is_pipeline, runs_of, set_state
 from tasks.lium_account import open_account
 from tasks.pod_ledger import PodLedger
-from tasks.provision_pod import pod_prefix, tunnel_api
+from tasks.provision_pod import pods_of, tunnel_api
 from tasks.steering import bury_dead_pipelines
 
 PIPELINE_ENDS_S = 60.0
@@ -42,7 +42,7 @@ def stop_run(run_id: str) -> Iterator[str]:
             yield "no recipe is recorded for this run, so its pods were not looked for"
             return
         account = open_account(recipe)
-        pods = [pod for pod in account.pods(pod_prefix(run_id)) if not pod.terminal]
+        pods = [pod for pod in pods_of(account, run_id) if not pod.terminal]
         stages = [run for run in runs_of(client, run_id) if not is_pipeline(run) and _alive(run)]
         tunnels = [_reach(client, account, recipe, pod) for pod in pods] if stages else []
         try:

@@ -45,7 +45,7 @@ def artifacts(world: World, prefix: str) -> dict[str, Any]:
 
 def test_sft_and_rl_share_one_pod_which_is_given_back(world: World, finished: dict[str, Any]) -> None:
     assert finished["state"] == "Completed"
-    assert [pod["name"] for pod in finished["pods"]] == ["ts-both-sft-rl-a1"]
+    assert [pod["name"] for pod in finished["pods"]] == ["ts-both-sftrl-a1"]
     assert finished["pods"][0]["cost_usd"] > 0
     assert world.pods("both") == []
     assert pids_with("TRAINSTACK_RUN_ID=both") == []
@@ -98,7 +98,7 @@ def test_the_secret_is_in_no_parameter_log_artifact_or_store(world: World, finis
 
 def test_the_queue_of_the_pod_is_gone_with_it(world: World, finished: dict[str, Any]) -> None:
     queues = httpx.post(f"{world.api}/work_queues/filter", json={}, timeout=30).json()
-    assert "ts-both-sft-rl-a1" not in [queue["name"] for queue in queues]
+    assert "ts-both-sftrl-a1" not in [queue["name"] for queue in queues]
 
 
 def test_serve_makes_prefect_deployment_run_do_the_same_and_cancel_from_the_cli_ends_it(world: World) -> None:

@@ -115,4 +115,4 @@ def test_a_number_is_never_used_again_even_after_its_pod_ended() -> None:
     book.close(Account([], {"id-12": ended(12, 0.1)}))
     assert book.next_number() == 13
     assert book.next_number([pod(20)]) == 21
-    assert (pod_number("ts-r-a-b-sft-rl-a12"), pod_number("ts-r"), pod_number("ts-r-ab")) == (12, 0, 0)
+    assert (pod_number("ts-r-a-b-sftrl-a12"), pod_number("ts-r"), pod_number("ts-r-ab")) == (12, 0, 0)

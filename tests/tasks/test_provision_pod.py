@@ -9,6 +9,7 @@ from blocks.recipe import Recipe
 from plugins.errors import CapacityError, UserError
 from plugins.lium.pods import PodRow, PodSpec
 from tasks.provision_pod import _rent as rent_patiently
+from tasks.provision_pod import pod_name, pods_of
 
 SPEC = PodSpec(name="ts-r-sft-a1", gpu_type="H200")
 ROW = PodRow(id="id-1", name=SPEC.name, status="PENDING")
@@ -69,3 +70,28 @@ def test_other_errors_are_not_waited_for() -> None:
     with pytest.raises(UserError, match="H20O"):
         rent_patiently(run, SPEC)
     assert run.naps == []
+
+
+class Listing:
+    """An account whose listing holds these names."""
+
+    def __init__(self, *names: str) -> None:
+        self.names = names
+
+    def pods(self, prefix: str = "") -> list[PodRow]:
+        return [PodRow(id=name, name=name, status="RUNNING") for name in self.names if name.startswith(prefix)]
+
+
+def test_a_run_owns_only_its_own_pods_not_those_of_a_run_whose_id_begins_alike() -> None:
+    listing = Listing(
+        "ts-b1-sft-a2", "ts-b1-sft-a10", "ts-b1-x-sft-a1", "ts-b1-sft-rl-a1", "ts-b1-sftrl-a3", "ts-b1x-rl-a1"
+    )
+    owned = [pod.name for pod in pods_of(listing, "b1")]  # type: ignore[arg-type]
+    assert owned == ["ts-b1-sft-a2", "ts-b1-sftrl-a3", "ts-b1-sft-a10"]
+
+
+def test_no_two_runs_can_have_the_same_pod_name() -> None:
+    groups = (["sft"], ["rl"], ["sft", "rl"])
+    runs = ("b1", "b1-sft", "b1-rl", "b1-sft-a1", "b1-sftrl")
+    names = [pod_name(run, group, number) for run in runs for group in groups for number in (1, 2)]
+    assert len(set(names)) == len(names)
