@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from typing import Annotated, NoReturn
 
+import httpx
 import typer
 from rich.console import Console
 from rich.markup import escape
@@ -43,7 +44,11 @@ def run(
     from flows.launch import launch
     from tasks.control_plane import use_api
 
-    api_url = use_api()
+    try:
+        api_url = use_api()
+    except KeyboardInterrupt:
+        err.print("Stopped before anything was rented; `trainstack down` ends a server that still starts.")
+        raise typer.Exit(130) from None
     err.print(f"Prefect: {api_url.removesuffix('/api')}  (stop the local servers with `trainstack down`)")
     raise typer.Exit(launch(plan, wanted, run_id))
 
@@ -117,8 +122,16 @@ def serve() -> None:
 
 
 @app.command()
-def down() -> None:
+def down(
+    force: Annotated[bool, typer.Option("--force", help="Also when a run is still being carried through.")] = False,
+) -> None:
     """Stop the local servers: pipelines' worker, Prefect, emulator."""
+    from tasks.steering import runs_in_hand
+
+    if (held := runs_in_hand()) and not force:
+        raise UserError(
+            f"Still being carried through: {', '.join(held)}. `trainstack stop` them first, or use --force."
+        )
     from tasks.control_plane import remove_prefect_toml
     from tasks.local_servers import stop_all
 
@@ -198,6 +211,14 @@ def main(argv: list[str] | None = None) -> NoReturn:
         sys.exit(2)
     except TrainstackError as error:
         err.print(f"[red]{type(error).__name__}:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        sys.exit(1)
+    except httpx.HTTPError as error:
+        err.print(
+            f"[red]The Prefect API does not answer:[/] {escape(type(error).__name__)}: {escape(str(error))}. "
+            "Is it still starting? `trainstack doctor` shows the local servers.",
+            highlight=False,
+            soft_wrap=True,
+        )
         sys.exit(1)
     sys.exit(0)
 

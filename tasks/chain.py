@@ -22,15 +22,15 @@ from prefect.states import Cancelled, Completed, Failed
 
 from blocks.recipe import Recipe, RLSection, StageName, check_run_id, load_recipe, resolve
 from plugins.checkpoints.stores.open import open_store
-from plugins.errors import TrainstackError, UserError
+from plugins.errors import ControlPlaneError, PodLost, TrainstackError, UserError
 from tasks import artifacts
 from tasks.check_recipe import Checked, check_recipe_task
-from tasks.control_plane import attempt_of, ensure_deployments
+from tasks.control_plane import api_answers, attempt_of, ensure_deployments, set_state
 from tasks.lium_account import git_commit, open_account
 from tasks.local_servers import CODE_ROOT
 from tasks.provision_pod import LivePod, ensure_worker, provision_pod, upload
 from tasks.release_pod import release_pods, undisturbed
-from tasks.run import Run, RunCancelled, is_cancelling
+from tasks.run import CANCEL_TYPES, Run, RunCancelled
 from tasks.run_stage import (
     SAME_CRASHES,
     Attempt,
@@ -68,6 +68,15 @@ def carry_through(recipe: Recipe | str, stages: list[StageName], run_id: str | N
             return _carry(client, run_id, plan, stages, own_id, log)
     except RunCancelled as cancelled:
         return Cancelled(message=str(cancelled))
+    except (KeyboardInterrupt, TerminationSignal) as signalled:
+        by_worker = isinstance(signalled, TerminationSignal) and deployment.id is not None
+        if by_worker and not _cancelled_meanwhile(own_id):
+            raise  # the worker was told to end, so the run did crash
+        how = "Ctrl-C" if isinstance(signalled, KeyboardInterrupt) else "SIGTERM"
+        again = f"start it again with --run-id {run_id}" if run_id else "nothing was rented"
+        return Cancelled(
+            message=f"Run {run_id or ''} was {'cancelled' if by_worker else f'stopped by {how}'}; {again}."
+        )
     except TrainstackError as error:
         return Failed(message=f"{type(error).__name__}: {error}")
 
@@ -89,21 +98,15 @@ def _carry(
         chain = _Chain(run, stages, checked)
         try:
             results = [chain.stage(name) for name in stages]
-        except KeyboardInterrupt:
-            raise RunCancelled(f"Run {run_id} was stopped by Ctrl-C; start it again with --run-id {run_id}.") from None
-        except TerminationSignal:
-            run.check_cancelled()
-            if is_cancelling(run):
-                raise RunCancelled(f"Run {run_id} was cancelled.") from None
-            if runtime.parent_flow_run_id is None and deployment.id is None:
-                again = f"start it again with --run-id {run_id}"
-                raise RunCancelled(f"Run {run_id} was stopped by SIGTERM; {again}.") from None
-            raise
         finally:
             cost = chain.end()
         summary = {"run_id": run_id, "cost_usd": round(cost, 4), "stages": [r.model_dump(mode="json") for r in results]}
         _summarise(run, results, cost)
         return Completed(message=json.dumps(summary))
+
+
+class UnusablePod(TrainstackError):
+    """A pod that was ready before and cannot take the next attempt."""
 
 
 class _Chain:
@@ -124,7 +127,13 @@ class _Chain:
             return done.model_copy(update={"outcome": "already complete"})
         problems: list[str] = []
         for _ in range(run.recipe.max_attempts):
-            attempt = self._begin(name, retry=bool(problems))
+            try:
+                attempt = self._begin(name, retry=bool(problems))
+            except UnusablePod as unusable:
+                problems.append(str(unusable))
+                run.log(f"WARNING {unusable}; taking another pod")
+                self._drop_pod()
+                continue
             end = attempt.wait()
             self._attempt = None
             if end is AttemptEnd.COMPLETED:
@@ -147,25 +156,39 @@ class _Chain:
         """Cancel what still trains, give the pods back (or keep the pod, if the recipe says so); returns the cost."""
         run = self._run
         with undisturbed("Giving the pods back; this takes a few seconds."):
-            if self._attempt is not None:
+            if not api_answers(run.client):
+                run.log("WARNING Prefect does not answer: the pods are given back without waiting for the stage")
+            elif self._attempt is not None:
                 run.log(f"stopping {self._attempt.stage}, sealing what is complete")
-                try:
-                    self._attempt.cancel()
-                except TrainstackError as error:
-                    run.log(f"WARNING {error}")
+                self._attempt.cancel()
             if run.recipe.pod.keep and self._pod is not None:
                 run.log(f"pod {self._pod.name} is kept; it ends by itself in {run.dead_man}")
                 self._pod.connection.close()
                 return 0.0
-            return release_pods(run, self._pod)
+            cost = release_pods(run, self._pod)
+            self._settle()
+            return cost
+
+    def _settle(self) -> None:
+        """No attempt may look alive once the pods are gone: one cut off while it was submitted has nobody else."""
+        if not api_answers(self._run.client):
+            return
+        for name in self._stages:
+            if (left := living_attempt(self._run, name)) is not None:
+                message = "The pipeline ended before this attempt did."
+                set_state(self._run.client, left.id, Cancelled(message=message), force=True)
 
     def _begin(self, name: StageName, *, retry: bool) -> Attempt:
         run = self._run
         if self._pod is None:
             self._pod = provision_pod(run, self._stages)
-        elif retry:
-            ensure_worker(run, self._pod)
+            retry = False
         pod = self._pod
+        if retry:
+            try:
+                ensure_worker(run, pod)
+            except (ControlPlaneError, PodLost) as error:
+                raise UnusablePod(f"pod {pod.name} cannot go on: {error}") from error
         living = living_attempt(run, name)
         if living is not None:
             if living.work_queue_name == pod.name:
@@ -179,7 +202,10 @@ class _Chain:
 
     def _order(self, name: StageName, pod: LivePod) -> StageOrder:
         run, data = self._run, self._checked.data.get(name)
-        remote = upload(pod, [(data.path, data.sha256)])[0] if data else None
+        try:
+            remote = upload(pod, [(data.path, data.sha256)])[0] if data else None
+        except (ControlPlaneError, PodLost) as error:
+            raise UnusablePod(f"pod {pod.name} did not take the data: {error}") from error
         return StageOrder(
             run_id=run.run_id,
             stage=name,
@@ -211,6 +237,12 @@ class _Chain:
     def _drop_pod(self) -> None:
         release_pods(self._run, self._pod)
         self._pod = None
+
+
+def _cancelled_meanwhile(own_id: UUID) -> bool:
+    with get_client(sync_client=True) as client:
+        state = client.read_flow_run(own_id).state
+        return state is not None and state.type in CANCEL_TYPES
 
 
 def _lineage(recipe: Recipe, checked: Checked) -> dict[str, str]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
+import httpx
 from prefect.client.orchestration import SyncPrefectClient
 from prefect.client.schemas.actions import WorkPoolCreate
 from prefect.client.schemas.filters import FlowFilter, FlowFilterName, FlowRunFilter, FlowRunFilterTags
@@ -59,6 +60,14 @@ def known_api() -> str:
     os.environ["PREFECT_API_URL"] = configured or (ours.url if ours else "")
     refresh_global_settings_context()
     return os.environ["PREFECT_API_URL"]
+
+
+def api_answers(client: SyncPrefectClient) -> bool:
+    """Whether the API answers now: asked without the client's own minutes of retries."""
+    try:
+        return httpx.get(f"{str(client.api_url).rstrip('/')}/health", timeout=5).is_success
+    except httpx.HTTPError:
+        return False
 
 
 def write_prefect_toml(api_url: str) -> None:

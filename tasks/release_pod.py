@@ -15,6 +15,7 @@ from prefect.cache_policies import NO_CACHE
 from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 
 from plugins.errors import ControlPlaneError
+from tasks.control_plane import api_answers
 from tasks.pod_ledger import PodLedger
 from tasks.provision_pod import LivePod, pods_of
 from tasks.run import Run
@@ -38,14 +39,19 @@ def release_pods(run: Run, live: LivePod | None) -> float:
     """
     if live is not None:
         live.connection.close()
+    released: list[str] = []
     for look in range(1 if live else LOOKS_FOR_A_CUT_RENT):
         time.sleep(1.0 if look else 0.0)
         for pod in pods_of(run.account, run.run_id):
             if not pod.terminal:
                 run.let_go(pod.id)
                 run.account.release(pod.name)
-                _drop_queue(run, pod.name)
+                released.append(pod.name)
                 run.log(f"pod {pod.name} given back")
+    if not api_answers(run.client):
+        return 0.0
+    for name in released:
+        _drop_queue(run, name)
     return PodLedger(run.client, run.run_id, run.flow_run_id).close(run.account)
 
 

@@ -77,6 +77,18 @@ def sole_steering(run_id: str) -> Iterator[None]:
         yield
 
 
+def runs_in_hand() -> list[str]:
+    """Ids of the runs that living processes of this machine carry through, by their lock files."""
+    held = []
+    for file in sorted((home() / "local" / "runs").glob("*.lock")):
+        with file.open("r+") as handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                held.append(file.stem)
+    return held
+
+
 def take_over(client: SyncPrefectClient, run_id: str, own_id: UUID) -> None:
     """Write the truth on pipelines of this run whose process is gone, then announce this one. Needs `sole_steering`."""
     bury_dead_pipelines(client, run_id)

@@ -1,134 +1,143 @@
-"""What may happen to a run in the middle, and what must be true afterwards: state, weights, pods."""
+"""What may happen to a run in the middle, and what must be true afterwards: state, weights, pods.
+
+Starting servers and pods is what costs time here, so one run goes through many interruptions, one after the other.
+"""
 
 import os
 import signal
 import subprocess
+from collections.abc import Callable
+from typing import Any
 
 import httpx
 import pytest
 
-from tests.e2e.world import World, command_of, eventually, pids_with
+from tests.e2e.world import ROOT, World, command_of, eventually, pids_with
 
 pytestmark = pytest.mark.e2e
-SLOW = {"env": {"TINYSLIME_STEP_DELAY_S": "0.5"}}
 Started = list[subprocess.Popen[bytes]]
+SFT = {
+    "data": str(ROOT / "deployments" / "recipes" / "data" / "demo_sft.jsonl"),
+    "num_rollout": 60,
+    "save_interval": 3,
+    "args": {"rollout-batch-size": 4, "lr": 0.003},
+}
 
 
 @pytest.fixture(scope="session")
 def uncut(world: World) -> bytes:
     """Final weights of a run that nothing interrupted."""
-    done = world.cli("run", str(world.recipe("uncut")), "--run-id", "uncut")
+    done = world.cli("run", str(world.recipe("uncut", sft=SFT)), "--run-id", "uncut")
     assert done.returncode == 0, done.stderr
-    assert world.sealed("uncut")[-1] == 11
+    assert world.sealed("uncut")[-1] == 59
     return world.weights("uncut")
 
 
-def begin(world: World, run_id: str, started: Started, sealed: int = 3) -> subprocess.Popen[bytes]:
-    """Start a slow run and wait until it has sealed an iteration and trains on."""
-    process = world.start("run", str(world.recipe(run_id, **SLOW)), "--run-id", run_id)
+def begin(world: World, run_id: str, started: Started) -> subprocess.Popen[bytes]:
+    """Start, or go on with, a slow run."""
+    recipe = world.recipe(run_id, sft=SFT, env={"TINYSLIME_STEP_DELAY_S": "0.5"}, max_attempts=20)
+    process = world.start("run", str(recipe), "--run-id", run_id)
     started.append(process)
-    eventually(lambda: process.poll() is not None or sealed in world.sealed(run_id), f"{run_id} to seal {sealed}")
-    assert process.poll() is None, "the run ended too early"
     return process
 
 
-def supervisor(world: World, run_id: str) -> int:
-    """Process id of the supervisor daemon on the run's pod."""
+def wait_until_it_trains(world: World, run_id: str, attempt: int) -> None:
+    """Wait until this attempt has sealed an iteration of its own."""
+    eventually(lambda: world.stage_state(run_id, "sft", attempt) == "RUNNING", f"attempt {attempt} to run")
+    before = max(world.sealed(run_id), default=-1)
+    eventually(lambda: max(world.sealed(run_id), default=-1) > before, f"attempt {attempt} to seal something")
+
+
+def on_pod(world: World, run_id: str, words: str) -> int:
+    """The oldest process on the run's pod whose command line has these words."""
     (pod,) = world.pod_rows(run_id)
-    mine = [pid for pid in pids_with(f"LIUM_POD_ID={pod['id']}") if "plugins.lium.supervisor" in command_of(pid)]
-    return min(mine) if mine else 0
+    marker = f"LIUM_POD_ID={pod['id']}"
+    return eventually(lambda: sorted(p for p in pids_with(marker) if words in command_of(p)), words)[0]
 
 
-def result_of(world: World, run_id: str) -> dict[str, object]:
+def reclaim(world: World, run_id: str) -> None:
+    """The pod vanishes, as on a spot reclaim."""
+    (pod,) = world.pod_rows(run_id)
+    url = f"{world.lium.removesuffix('/api')}/_emulator/pods/{pod['id']}/kill"
+    httpx.post(url, json={"reason": "spot reclaim", "how": "vanish"}, timeout=30).raise_for_status()
+
+
+def stage_of(world: World, run_id: str) -> dict[str, Any]:
     (stage,) = world.status(run_id)["stages"]
     return dict(stage)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM], ids=["kill-9", "SIGTERM"])
-def test_a_stage_whose_engine_is_killed_crashes_and_goes_on_on_the_same_pod_with_equal_weights(
-    world: World, uncut: bytes, started: Started, number: signal.Signals
-) -> None:
-    run_id = f"engine-{number.name.lower()}"
-    process = begin(world, run_id, started)
-    os.kill(world.engine(run_id, "sft", 1), number)
-    eventually(lambda: world.stage_state(run_id, "sft", 1) == "CRASHED", "attempt 1 to be CRASHED")
-    assert process.wait(timeout=150) == 0
-    assert world.weights(run_id) == uncut
-    assert world.rents(run_id) == 1
-    assert result_of(world, run_id)["attempts"] == 2
-    assert world.pods(run_id) == []
-
-
-def test_a_pod_told_to_end_crashes_its_stage_truthfully_and_the_run_goes_on_with_equal_weights(
+def test_whatever_dies_on_the_pod_the_attempt_is_crashed_and_the_run_ends_with_the_weights_of_an_uncut_one(
     world: World, uncut: bytes, started: Started
 ) -> None:
-    process = begin(world, "preempt", started)
-    os.kill(eventually(lambda: supervisor(world, "preempt"), "the supervisor"), signal.SIGTERM)
-    eventually(lambda: world.stage_state("preempt", "sft", 1) == "CRASHED", "attempt 1 to be CRASHED")
-    assert process.wait(timeout=150) == 0
-    assert world.weights("preempt") == uncut
-    assert world.pods("preempt") == []
+    process = begin(world, "dies", started)
+    blows: list[Callable[[int], None]] = [
+        lambda attempt: os.kill(world.engine("dies", "sft", attempt), signal.SIGKILL),
+        lambda attempt: os.kill(world.engine("dies", "sft", attempt), signal.SIGTERM),
+        lambda _: os.kill(on_pod(world, "dies", "prefect worker start"), signal.SIGKILL),
+        lambda _: os.kill(on_pod(world, "dies", "plugins.lium.supervisor"), signal.SIGTERM),
+        lambda _: reclaim(world, "dies"),
+    ]
+    for attempt, blow in enumerate(blows, start=1):
+        wait_until_it_trains(world, "dies", attempt)
+        blow(attempt)
+        eventually(lambda n=attempt: world.stage_state("dies", "sft", n) == "CRASHED", f"{attempt} to be CRASHED")
+    assert process.wait(timeout=200) == 0
+    assert world.weights("dies") == uncut
+    assert stage_of(world, "dies")["attempts"] == len(blows) + 1
+    pods = world.status("dies")["pods"]
+    assert [pod["name"] for pod in pods] == ["ts-dies-sft-a1", "ts-dies-sft-a2"], "only the lost pod is replaced"
+    assert all(pod["ended_at"] and pod["cost_usd"] for pod in pods)
+    assert world.pods("dies") == []
+    for attempt in (1, len(blows) + 1):
+        log = world.cli("logs", "dies", "--stage", "sft", "--attempt", str(attempt)).stdout
+        assert "trainer submitted to Ray" in log, f"the log of attempt {attempt} can be read afterwards"
+    assert "successfully loaded checkpoint" in log
 
 
-def test_a_lost_pod_is_replaced_and_the_run_resumes_from_the_store_with_equal_weights(
+def test_whatever_ends_the_pipeline_the_same_run_id_goes_on_and_ends_with_the_weights_of_an_uncut_one(
     world: World, uncut: bytes, started: Started
 ) -> None:
-    process = begin(world, "lost", started)
-    (pod,) = world.pod_rows("lost")
-    host = world.lium.removesuffix("/api")
-    body = {"reason": "spot reclaim", "how": "vanish"}
-    httpx.post(f"{host}/_emulator/pods/{pod['id']}/kill", json=body, timeout=30).raise_for_status()
-    eventually(lambda: world.stage_state("lost", "sft", 1) == "CRASHED", "attempt 1 to be CRASHED")
-    assert process.wait(timeout=180) == 0
-    assert world.weights("lost") == uncut
-    assert [row["name"] for row in world.status("lost")["pods"]] == ["ts-lost-sft-a1", "ts-lost-sft-a2"]
-    assert world.pods("lost") == []
+    process = begin(world, "steered", started)
+    wait_until_it_trains(world, "steered", 1)
+    pipeline = next(run for run in world.flow_runs("run:steered") if "stage:sft" not in run["tags"])
+    world.set_state(pipeline["id"], "CANCELLING")  # what the button in the UI does
+    assert process.wait(timeout=90) == 130
+    assert world.status("steered")["state"] == "Cancelled"
+    assert world.stage_state("steered", "sft", 1) == "CANCELLED"
+    assert world.pods("steered") == []
 
-
-def test_a_killed_pipeline_is_gone_on_with_by_the_next_start_which_adopts_pod_and_stage(
-    world: World, uncut: bytes, started: Started
-) -> None:
-    process = begin(world, "adopt", started)
-    process.send_signal(signal.SIGKILL)
-    process.wait(timeout=30)
-    again = world.cli("run", str(world.recipe("adopt", **SLOW)), "--run-id", "adopt")
-    assert again.returncode == 0, again.stderr
-    assert world.weights("adopt") == uncut
-    assert result_of(world, "adopt")["attempts"] == 1
-    assert world.rents("adopt") == 1
-    assert world.pods("adopt") == []
-
-
-def test_ctrl_c_gives_the_pod_back_and_the_same_run_id_continues_from_the_sealed_checkpoint(
-    world: World, uncut: bytes, started: Started
-) -> None:
-    process = begin(world, "ctrl-c", started)
+    process = begin(world, "steered", started)
+    wait_until_it_trains(world, "steered", 2)
     process.send_signal(signal.SIGINT)
     assert process.wait(timeout=90) == 130
-    assert world.pods("ctrl-c") == []
-    assert world.status("ctrl-c")["state"] == "Cancelled"
-    assert world.stage_state("ctrl-c", "sft", 1) == "CANCELLED"
-    assert pids_with("TRAINSTACK_RUN_ID=ctrl-c") == []
-    again = world.cli("run", str(world.recipe("ctrl-c")), "--run-id", "ctrl-c")
-    assert again.returncode == 0, again.stderr
-    assert world.weights("ctrl-c") == uncut
-    logs = world.cli("logs", "ctrl-c", "--stage", "sft", "--attempt", "2").stdout
-    assert "successfully loaded checkpoint" in logs
-    assert "trainer" in world.cli("logs", "ctrl-c", "--stage", "sft", "--attempt", "1").stdout
+    assert world.stage_state("steered", "sft", 2) == "CANCELLED"
+    assert world.pods("steered") == []
+    assert pids_with("TRAINSTACK_RUN_ID=steered") == []
 
+    process = begin(world, "steered", started)
+    wait_until_it_trains(world, "steered", 3)
+    process.send_signal(signal.SIGKILL)
+    process.wait(timeout=30)
+    assert world.status("steered")["state"] == "Crashed", "a killed pipeline must not look alive"
+    assert len(world.pods("steered")) == 1
 
-def test_a_cancel_from_the_ui_reaches_a_pipeline_started_as_plain_python(world: World, started: Started) -> None:
-    process = begin(world, "ui-cancel", started)
-    (pipeline,) = [run for run in world.flow_runs("run:ui-cancel") if "stage:sft" not in run["tags"]]
-    world.set_state(pipeline["id"], "CANCELLING")
-    assert process.wait(timeout=90) == 130
-    assert world.pods("ui-cancel") == []
-    assert world.status("ui-cancel")["state"] == "Cancelled"
-    assert world.stage_state("ui-cancel", "sft", 1) == "CANCELLED"
+    process = begin(world, "steered", started)
+    assert process.wait(timeout=200) == 0
+    assert world.weights("steered") == uncut
+    assert stage_of(world, "steered")["attempts"] == 3, "the living stage was adopted"
+    assert [pod["name"] for pod in world.status("steered")["pods"]] == [f"ts-steered-sft-a{n}" for n in (1, 2, 3)]
+    assert world.pods("steered") == []
+
+    again = world.cli("run", str(world.recipe("steered", sft=SFT)), "--run-id", "steered")
+    assert again.returncode == 0
+    assert "already complete" in again.stderr
+    assert len(world.status("steered")["pods"]) == 3, "nothing was rented for a run that is complete"
 
 
 def test_stop_ends_a_run_whose_pipeline_was_killed(world: World, started: Started) -> None:
     process = begin(world, "stopped", started)
+    wait_until_it_trains(world, "stopped", 1)
     process.send_signal(signal.SIGKILL)
     process.wait(timeout=30)
     done = world.cli("stop", "stopped")
@@ -137,10 +146,3 @@ def test_stop_ends_a_run_whose_pipeline_was_killed(world: World, started: Starte
     assert world.status("stopped")["state"] == "Cancelled"
     assert world.stage_state("stopped", "sft", 1) == "CANCELLED"
     assert pids_with("TRAINSTACK_RUN_ID=stopped") == []
-
-
-def test_a_run_that_is_complete_is_not_run_again(world: World, uncut: bytes) -> None:
-    again = world.cli("run", str(world.recipe("uncut")), "--run-id", "uncut")
-    assert again.returncode == 0
-    assert "already complete" in again.stderr
-    assert world.pods("uncut") == []
