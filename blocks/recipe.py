@@ -185,6 +185,18 @@ class Recipe(Section):
         return hashlib.sha256(text.encode()).hexdigest()
 
 
+class _Loader(yaml.SafeLoader):
+    """Safe YAML that refuses a key given twice: the second would win without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Build a mapping. Raises yaml.YAMLError for a key that stands twice."""
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"key {key!r} is given twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
 def home() -> Path:
     """Folder of everything trainstack keeps on this machine: TRAINSTACK_DIR, else ~/.trainstack."""
     return Path(os.environ.get("TRAINSTACK_DIR") or Path.home() / ".trainstack").expanduser().resolve()
@@ -207,7 +219,7 @@ def load_recipe(path: str | Path) -> Recipe:
     """
     file = _find(Path(path).expanduser())
     try:
-        raw = yaml.safe_load(file.read_text(encoding="utf-8"))
+        raw = yaml.load(file.read_text(encoding="utf-8"), _Loader)  # noqa: S506  (a SafeLoader)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"Cannot read recipe {file}: {error}") from error
     except yaml.YAMLError as error:

@@ -42,6 +42,18 @@ def picture(png: bytes, words: str) -> str:
     return f"![{words}](data:image/png;base64,{b64encode(png).decode()})"
 
 
+def put_json(client: SyncPrefectClient, flow_run_id: UUID | None, key: str, text: str, description: str = "") -> UUID:
+    """Create a markdown artifact that shows a JSON document; `json_of` reads it back."""
+    return put_markdown(client, flow_run_id, key, f"```json\n{text}\n```", description)
+
+
+def json_of(artifact: Artifact | None) -> str | None:
+    """The JSON document of a `put_json` artifact; None when there is none."""
+    if artifact is None or not isinstance(artifact.data, str):
+        return None
+    return artifact.data.removeprefix("```json\n").removesuffix("\n```")
+
+
 def update(client: SyncPrefectClient, artifact_id: UUID, data: Any) -> None:
     """Replace an artifact's data."""
     client.update_artifact(artifact_id, ArtifactUpdate(data=data))

@@ -90,6 +90,8 @@ def _carry(
     log: Callable[[str], None],
 ) -> State[Any]:
     checked = check_recipe_task(recipe, stages)
+    document = recipe.model_dump_json(indent=1, exclude_none=True)
+    artifacts.put_json(client, own_id, artifact_key(run_id, "recipe"), document, "The recipe as it was resolved")
     ensure_deployments(client)
     store = open_store(recipe.checkpoint.store)
     account = open_account(recipe)
@@ -124,6 +126,10 @@ class _Chain:
         done = finished_result(run, name)
         if done is not None and _still_stored(run, done) and _long_enough(done, self._checked.last.get(name)):
             run.log(f"{name} is already complete (iteration {done.last_iteration}); not run again")
+            if _recipe_changed(run, done):
+                run.log(
+                    f"WARNING the recipe is not the one that {name} was trained with; for a new training, use a new run id"
+                )
             return done.model_copy(update={"outcome": "already complete"})
         problems: list[str] = []
         for _ in range(run.recipe.max_attempts):
@@ -258,6 +264,11 @@ def _lineage(recipe: Recipe, checked: Checked) -> dict[str, str]:
 def _still_stored(run: Run, result: StageResult) -> bool:
     newest = run.store.latest(result.run_id, result.stage)
     return newest is not None and newest.iteration == result.last_iteration
+
+
+def _recipe_changed(run: Run, result: StageResult) -> bool:
+    newest = run.store.latest(result.run_id, result.stage)
+    return newest is not None and newest.lineage.get("recipe_sha256") != run.recipe.digest()
 
 
 def _long_enough(result: StageResult, last: int | None) -> bool:

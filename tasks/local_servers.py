@@ -61,7 +61,7 @@ def ensure_prefect_server() -> str:
     with _lock():
         server = running("prefect")
         if server is None:
-            port = _free_port(_preferred(PREFECT_PORT))
+            port = _free_port(_preferred("prefect", PREFECT_PORT))
             server = _spawn(
                 "prefect",
                 [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)],
@@ -86,7 +86,7 @@ def ensure_emulator() -> str:
     with _lock():
         server = running("emulator")
         if server is None:
-            port = _free_port(_preferred(EMULATOR_PORT))
+            port = _free_port(_preferred("emulator", EMULATOR_PORT))
             store = home() / "store"
             store.mkdir(parents=True, exist_ok=True)
             shares = {Path(sys.prefix), Path(sys.base_prefix), CODE_ROOT, store}
@@ -211,9 +211,15 @@ def _answers(url: str) -> bool:
         return False
 
 
-def _preferred(port: int) -> int:
-    """The well-known port belongs to the usual state folder; several others may start at the same moment."""
-    return 0 if os.environ.get("TRAINSTACK_DIR") else port
+def _preferred(name: str, port: int) -> int:
+    """Where a server that died listened before, so that runs reconnect to its successor; else the well-known port.
+
+    The well-known port belongs to the usual state folder; several others may start at the same moment.
+    """
+    try:
+        return int(json.loads(_record(name).read_text())["url"].rsplit(":", 1)[1].split("/")[0])
+    except (OSError, ValueError, LookupError):
+        return 0 if os.environ.get("TRAINSTACK_DIR") else port
 
 
 def _free_port(preferred: int) -> int:

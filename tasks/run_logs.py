@@ -39,7 +39,11 @@ def choose(found: list[FlowRun], run_id: str, stage: str | None, attempt: int | 
     mine = [run for run in found if tag_value(run, "stage") == stage and attempt in (None, attempt_of(run))]
     if not mine:
         there = sorted({f"{tag_value(run, 'stage')} attempt {attempt_of(run)}" for run in found if attempt_of(run)})
-        raise UserError(f"Run '{run_id}' has no such log; there is: {', '.join(there) or 'only the pipeline'}.")
+        asked = f"{stage or 'the pipeline'}{'' if attempt is None else f' attempt {attempt}'}"
+        raise UserError(
+            f"Run '{run_id}' has no log of {asked}; there is: {', '.join(there) or 'only the pipeline'}. "
+            "Attempts need --stage."
+        )
     return max(mine, key=lambda run: (attempt_of(run), run.created.timestamp() if run.created else 0.0))
 
 

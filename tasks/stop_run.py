@@ -16,10 +16,12 @@ from plugins.errors import ControlPlaneError, UserError
 from plugins.lium.client import LiumAccount
 from plugins.lium.pods import PodRow
 from plugins.lium.tunnel import PodConnection, known_hosts_file
+from tasks import artifacts
 from tasks.control_plane import is_pipeline, runs_of, set_state
 from tasks.lium_account import open_account
 from tasks.pod_ledger import PodLedger
 from tasks.provision_pod import pods_of, tunnel_api
+from tasks.stage_contract import artifact_key
 from tasks.steering import bury_dead_pipelines
 
 PIPELINE_ENDS_S = 60.0
@@ -37,9 +39,9 @@ def stop_run(run_id: str) -> Iterator[str]:
         for pipeline in pipelines:
             set_state(client, pipeline.id, Cancelling(message="trainstack stop"))
         yield from _wait(client, pipelines, "pipeline", PIPELINE_ENDS_S)
-        recipe = next((recipe for recipe in map(_recipe_of, found) if recipe is not None), None)
+        recipe = _recipe_of(client, run_id)
         if recipe is None:
-            yield "no recipe is recorded for this run, so its pods were not looked for"
+            yield "nothing was rented: the run ended before its recipe was recorded"
             return
         account = open_account(recipe)
         pods = [pod for pod in pods_of(account, run_id) if not pod.terminal]
@@ -97,14 +99,10 @@ def _settle(client: SyncPrefectClient, run_id: str) -> Iterator[str]:
         yield f"pipeline {newest.name}: Cancelled"
 
 
-def _recipe_of(flow_run: FlowRun) -> Recipe | None:
-    """The recipe from a flow run's parameters: a stage's order carries it, a pipeline may name a file instead."""
-    parameters = flow_run.parameters or {}
-    raw = (parameters.get("order") or {}).get("recipe") or parameters.get("recipe")
-    try:
-        return Recipe.model_validate(raw)
-    except ValueError:
-        return None
+def _recipe_of(client: SyncPrefectClient, run_id: str) -> Recipe | None:
+    """The recipe that the run recorded before it rented anything."""
+    text = artifacts.json_of(artifacts.newest(client, artifact_key(run_id, "recipe")))
+    return Recipe.model_validate_json(text) if text else None
 
 
 def _alive(flow_run: FlowRun) -> bool:

@@ -75,6 +75,7 @@ def test_a_recipe_can_travel_as_a_flow_parameter() -> None:
         ("name: small\nrl: {init: foo}\n", ["rl.init", "run:<run_id>/sft"]),
         ("- a list\n", ["expected a mapping"]),
         ("name: [unclosed\n", ["not valid YAML"]),
+        ("name: small\nsft: {}\nname: other\n", ["not valid YAML", "'name' is given twice"]),
     ],
 )
 def test_a_mistake_is_named_with_file_and_key(tmp_path: Path, text: str, parts: list[str]) -> None:
