@@ -127,9 +127,7 @@ class _Chain:
         if done is not None and _still_stored(run, done) and _long_enough(done, self._checked.last.get(name)):
             run.log(f"{name} is already complete (iteration {done.last_iteration}); not run again")
             if _recipe_changed(run, done):
-                run.log(
-                    f"WARNING the recipe is not the one that {name} was trained with; for a new training, use a new run id"
-                )
+                run.log(f"WARNING {name} was trained with another recipe; to train with this one, use a new run id")
             return done.model_copy(update={"outcome": "already complete"})
         problems: list[str] = []
         for _ in range(run.recipe.max_attempts):
