@@ -22,9 +22,8 @@ from pathlib import Path
 from typing import Protocol
 
 from plugins.checkpoints.manifest import Manifest
-from plugins.checkpoints.publisher import Origin, Publisher
+from plugins.checkpoints.publisher import Origin, Publisher, seal_as
 from plugins.checkpoints.restore import restore
-from plugins.checkpoints.seal import seal
 from plugins.checkpoints.stores import CheckpointStore
 from plugins.checkpoints.stores.open import open_store
 from plugins.errors import ControlPlaneError, Fenced, StoreError, TornCheckpoint, UserError
@@ -210,18 +209,7 @@ def _rescue(stage: Stage, store: CheckpointStore) -> None:
         newest = store.latest(order.run_id, order.stage)
         if left is None or (newest is not None and newest.iteration >= left):
             return
-        origin = _origin(stage, None)
-        manifest = seal(
-            stage.save_dir,
-            left,
-            run_id=origin.run_id,
-            stage=origin.stage,
-            attempt=origin.attempt,
-            token=origin.token,
-            kind=origin.kind,
-            lineage=origin.lineage,
-            export=origin.export,
-        )
+        manifest = seal_as(_origin(stage, None), stage.save_dir, left)
         uri = store.put(manifest, stage.save_dir)
         stage.log(f"iteration {left} of an interrupted attempt was complete: sealed and durable at {uri}")
     except TornCheckpoint as error:
@@ -334,10 +322,11 @@ def _steps_per_rollout(argv: list[str]) -> int:
 
 @contextmanager
 def _publishing(stage: Stage, store: CheckpointStore) -> Iterator[Publisher]:
+    parent = store.uri_of(stage.restored) if stage.restored else None
     publisher = Publisher(
         store,
         stage.save_dir,
-        _origin(stage, None),
+        _origin(stage, parent),
         keep=stage.order.recipe.checkpoint.keep,
         log=stage.log,
     )

@@ -35,6 +35,22 @@ class Origin:
     lineage: dict[str, str] = field(default_factory=dict)
 
 
+def seal_as(origin: Origin, save_dir: Path, iteration: int, *, parent: str | None = None) -> Manifest:
+    """Seal an iteration in the name of `origin`; see `seal`."""
+    return seal(
+        save_dir,
+        iteration,
+        run_id=origin.run_id,
+        stage=origin.stage,
+        attempt=origin.attempt,
+        token=origin.token,
+        kind=origin.kind,
+        parent=parent,
+        lineage=origin.lineage,
+        export=origin.export,
+    )
+
+
 class Publisher:
     """Background sealing and publishing for one attempt. `offer` iterations, then `finish`; `stop` drops what waits.
 
@@ -121,7 +137,7 @@ class Publisher:
         pause, since = self._first_pause_s, time.monotonic()
         while not self._given_way():
             try:
-                manifest = self._seal(iteration)
+                manifest = seal_as(self._origin, self._save_dir, iteration, parent=self._parent)
                 self.sealed = iteration
                 self.uri = self._store.put(manifest, self._save_dir)
             except Fenced:
@@ -140,21 +156,6 @@ class Publisher:
                 self._log(f"checkpoint {iteration} sealed and durable: {self.uri}")
                 self._prune()
                 return
-
-    def _seal(self, iteration: int) -> Manifest:
-        origin = self._origin
-        return seal(
-            self._save_dir,
-            iteration,
-            run_id=origin.run_id,
-            stage=origin.stage,
-            attempt=origin.attempt,
-            token=origin.token,
-            kind=origin.kind,
-            parent=self._parent,
-            lineage=origin.lineage,
-            export=origin.export,
-        )
 
     def _prune(self) -> None:
         assert self.durable is not None
