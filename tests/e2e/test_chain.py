@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.e2e.world import ROOT, World, command_of, eventually, pids_with
+from tests.e2e.world import ROOT, World, eventually
 
 pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("chain")]  # one finished run serves most of these
 SECRET = "s3cr3t-value-that-must-not-leak"
@@ -48,7 +48,7 @@ def test_sft_and_rl_share_one_pod_which_is_given_back(world: World, finished: di
     assert [pod["name"] for pod in finished["pods"]] == ["ts-both-sftrl-a1"]
     assert finished["pods"][0]["cost_usd"] > 0
     assert world.pods("both") == []
-    assert pids_with("TRAINSTACK_RUN_ID=both") == []
+    assert world.left_running("both") == []
 
 
 def test_status_names_every_stage_its_figures_and_its_checkpoint(finished: dict[str, Any]) -> None:
@@ -127,7 +127,7 @@ def test_serve_makes_prefect_deployment_run_do_the_same_and_cancel_from_the_cli_
     eventually(lambda: world.status("served")["state"] == "Cancelled", "the pipeline to be Cancelled", 90)
     assert world.stage_state("served", "sft", 1) == "CANCELLED"
     assert world.pods("served") == []
-    assert pids_with("TRAINSTACK_RUN_ID=served") == []
+    assert world.left_running("served") == []
 
 
 def test_a_flow_file_is_a_program_and_a_second_one_for_the_same_run_is_refused(
@@ -148,4 +148,4 @@ def test_a_flow_file_is_a_program_and_a_second_one_for_the_same_run_is_refused(
     os.kill(first.pid, signal.SIGTERM)
     assert first.wait(timeout=90) == 130
     assert world.pods("script") == []
-    assert not [pid for pid in pids_with("TRAINSTACK_RUN_ID=script") if command_of(pid)]
+    assert world.left_running("script") == []

@@ -113,7 +113,7 @@ def test_whatever_ends_the_pipeline_the_same_run_id_goes_on_and_ends_with_the_we
     assert process.wait(timeout=90) == 130
     assert world.stage_state("steered", "sft", 2) == "CANCELLED"
     assert world.pods("steered") == []
-    assert pids_with("TRAINSTACK_RUN_ID=steered") == []
+    assert world.left_running("steered") == []
 
     process = begin(world, "steered", started)
     wait_until_it_trains(world, "steered", 3)
@@ -145,4 +145,4 @@ def test_stop_ends_a_run_whose_pipeline_was_killed(world: World, started: Starte
     assert world.pods("stopped") == []
     assert world.status("stopped")["state"] == "Cancelled"
     assert world.stage_state("stopped", "sft", 1) == "CANCELLED"
-    assert pids_with("TRAINSTACK_RUN_ID=stopped") == []
+    assert world.left_running("stopped") == []

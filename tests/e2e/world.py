@@ -119,6 +119,11 @@ class World:
         """How many pods were ever rented for a run, from Prefect's ledger."""
         return len(self.status(run_id)["pods"])
 
+    def left_running(self, run_id: str) -> list[str]:
+        """Command lines of processes that still live in pods this run ever had."""
+        pods = [pod["id"] for pod in self.status(run_id)["pods"]]
+        return [command_of(pid) for pod in pods for pid in pids_with(f"LIUM_POD_ID={pod}")]
+
     def flow_runs(self, *tags: str) -> list[dict[str, Any]]:
         """Flow runs that carry all these tags, newest first."""
         body = {"flow_runs": {"tags": {"all_": list(tags)}}, "sort": "EXPECTED_START_TIME_DESC"}
@@ -142,7 +147,8 @@ class World:
     def sealed(self, run_id: str, stage: str = "sft") -> list[int]:
         """Iterations in the store."""
         folder = self.folder / "state" / "store" / run_id / stage
-        return sorted(int(file.parent.name.removeprefix("iter_")) for file in folder.glob("iter_*/manifest.json"))
+        names = [file.parent.name for file in folder.glob("iter_*/manifest.json")]
+        return sorted(int(name.removeprefix("iter_")) for name in names if "." not in name)  # not what is being deleted
 
     def weights(self, run_id: str, stage: str = "sft") -> bytes:
         """Bytes of the newest exported weights."""
