@@ -24,6 +24,7 @@ from tasks.stage_reporter import StageReporter
 from tasks.train_stage import Stage, StageEnded, train_stage
 
 LONGEST_LINE = 2000
+OVER = {"loss": "optimizer step"}
 CANCEL_STATES = frozenset({"Cancelling", "Cancelled"})
 
 
@@ -69,7 +70,9 @@ def _guarded(log: Callable[[str], None], show: Callable[[], None]) -> None:
 def _draw(stage: Stage, own_id: UUID) -> None:
     order, progress = stage.order, stage.progress
     pictures = [
-        artifacts.picture(curve_png(progress.curve(figure), title=figure, figure=figure), figure)
+        artifacts.picture(
+            curve_png(progress.curve(figure), title=figure, figure=figure, over=OVER.get(figure, "iteration")), figure
+        )
         for figure in progress.figures()
     ]
     if not pictures:

@@ -64,7 +64,7 @@ def carry_through(recipe: Recipe | str, stages: list[StageName], run_id: str | N
         run_id = check_run_id(run_id or f"{plan.name}-{own_id.hex[:6]}")
         with sole_steering(run_id), get_client(sync_client=True) as client:
             take_over(client, run_id, own_id)
-            client.update_flow_run(own_id, tags=sorted({*runtime.tags, run_tag(run_id)}), name=f"{run_id}-{stages[-1]}")
+            client.update_flow_run(own_id, tags=sorted({*runtime.tags, run_tag(run_id)}), name=run_id)
             return _carry(client, run_id, plan, stages, own_id, log)
     except RunCancelled as cancelled:
         return Cancelled(message=str(cancelled))

@@ -23,7 +23,7 @@ from prefect.settings import get_current_settings
 from prefect.workers.process import ProcessWorker
 
 from plugins.errors import ControlPlaneError, UserError
-from tasks.local_servers import CODE_ROOT, ensure_prefect_server, running
+from tasks.local_servers import CODE_ROOT, ensure_prefect_server, recorded_url, running
 from tasks.stage_contract import STAGE_DEPLOYMENT, WORK_POOL, run_tag, stage_tags
 
 CONTROL_POOL = "control"
@@ -40,8 +40,7 @@ def use_api() -> str:
     """
     os.environ.setdefault("PREFECT_CLIENT_MAX_RETRIES", CLIENT_RETRIES)
     configured = get_current_settings().api.url
-    ours = running("prefect")
-    if configured is None or (ours is not None and ours.url == configured):
+    if configured is None or configured == recorded_url("prefect"):
         configured = ensure_prefect_server()
     os.environ["PREFECT_API_URL"] = configured
     refresh_global_settings_context()
@@ -52,7 +51,7 @@ def known_api() -> str:
     """The URL of a Prefect API to look things up in. Raises UserError where a server would have to be started."""
     configured = get_current_settings().api.url
     ours = running("prefect")
-    if configured is None and ours is None:
+    if ours is None and configured in (None, recorded_url("prefect")):
         raise UserError(
             "No Prefect API is configured and no local server is running, so no run is known. `trainstack serve` "
             "starts the local one with what earlier runs left; PREFECT_API_URL names another."

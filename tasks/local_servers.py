@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx
 
@@ -51,6 +52,14 @@ def running(name: str) -> Server | None:
     except (OSError, ValueError, TypeError):
         return None
     return server if start_time(server.pid) == server.started else None
+
+
+def recorded_url(name: str) -> str | None:
+    """Where the local server of that name listens, or listened before it died; None when there never was one."""
+    try:
+        return str(json.loads(_record(name).read_text())["url"])
+    except (OSError, ValueError, LookupError):
+        return None
 
 
 def ensure_prefect_server() -> str:
@@ -216,15 +225,18 @@ def _preferred(name: str, port: int) -> int:
 
     The well-known port belongs to the usual state folder; several others may start at the same moment.
     """
-    try:
-        return int(json.loads(_record(name).read_text())["url"].rsplit(":", 1)[1].split("/")[0])
-    except (OSError, ValueError, LookupError):
-        return 0 if os.environ.get("TRAINSTACK_DIR") else port
+    before = recorded_url(name)
+    if before is not None and (known := urlsplit(before).port) is not None:
+        return known
+    return 0 if os.environ.get("TRAINSTACK_DIR") else port
 
 
 def _free_port(preferred: int) -> int:
     for port in (preferred, 0):
         with socket.socket() as probe:
+            probe.setsockopt(
+                socket.SOL_SOCKET, socket.SO_REUSEADDR, 1
+            )  # old connections do not hold a port, a server does
             try:
                 probe.bind(("127.0.0.1", port))
             except OSError:

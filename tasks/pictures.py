@@ -4,8 +4,8 @@ import io
 from collections.abc import Sequence
 
 
-def curve_png(points: Sequence[tuple[int, float]], *, title: str, figure: str) -> bytes:
-    """A line over iterations (x) of one figure (y) such as loss or reward, with a running mean when there are many
+def curve_png(points: Sequence[tuple[int, float]], *, title: str, figure: str, over: str = "iteration") -> bytes:
+    """A line over iterations or steps (x) of one figure (y) such as loss or reward, with a running mean for many
     points.
 
     Returns a PNG of about 30 kB; imports matplotlib only here, because flow modules must stay light.
@@ -23,7 +23,7 @@ def curve_png(points: Sequence[tuple[int, float]], *, title: str, figure: str) -
         ]
         axes.plot(steps, means, color="#2563eb", linewidth=2, label=f"mean of {window}")
         axes.legend(frameon=False)
-    axes.set(title=title, xlabel="iteration", ylabel=figure)
+    axes.set(title=title, xlabel=over, ylabel=figure)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
     buffer = io.BytesIO()
