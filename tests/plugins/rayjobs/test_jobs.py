@@ -116,7 +116,7 @@ def test_everything_listens_on_loopback_only(head):
             if state == "0A" and inode in inodes:
                 listening.append(local.split(":")[0])
     loopback = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
-    assert len(listening) >= 3, "at least the GCS, the dashboard and the raylet must be seen, or the look proves nothing"
+    assert len(listening) >= 3, "GCS, dashboard and raylet must be seen, or the look proves nothing"
     assert set(listening) <= loopback
 
 
