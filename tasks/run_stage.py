@@ -6,7 +6,7 @@ again, because Prefect does not fence attempts (prefect.md 0, fact 4).
 """
 
 import time
-from datetime import UTC, datetime
+from datetime import datetime
 from enum import StrEnum
 from typing import Any
 from uuid import UUID
@@ -256,8 +256,3 @@ def finished_result(run: Run, stage: StageName) -> StageResult | None:
 def crash(run: Run, flow_run_id: UUID, why: str) -> Any:
     """Set a flow run Crashed by force, because nobody is left who could report for it."""
     set_state(run.client, flow_run_id, Crashed(message=why), force=True)
-
-
-def now_iso() -> str:
-    """The time now, UTC, ISO 8601."""
-    return datetime.now(UTC).isoformat()

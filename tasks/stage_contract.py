@@ -11,7 +11,6 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from blocks.recipe import Recipe, StageName
 
-LOST_STATES = frozenset({"CRASHED"})
 HEARTBEAT_SUFFIX = "heartbeat"
 WORK_POOL = "lium"
 STAGE_DEPLOYMENT = "slime-stage/lium"
