@@ -8,8 +8,11 @@ WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); [ $$n -gt 4 ] && echo 4 ||
 # An index with CPU builds of torch, for machines where plain pip would take the CUDA build (see README).
 TORCH_INDEX ?=
 SLIME ?= slime
+# How many fault schedules, and which: the same seed gives the same ones.
+SCHEDULES ?= 1000
+SEED ?= 1
 
-.PHONY: help install demo test test-slime lint bench serve down clean
+.PHONY: help install demo test test-slime lint faults bench serve down clean
 
 help:  ## list what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -36,6 +39,9 @@ lint: install  ## ruff and strict types
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+
+faults: install  ## runs under random faults in virtual time: make faults SCHEDULES=1000 SEED=1
+	@SCHEDULES=$(SCHEDULES) SEED=$(SEED) $(BIN)/python -m tests.faults
 
 bench: install  ## speed, as ratios measured side by side in one run
 	@$(BIN)/python -m tests.bench

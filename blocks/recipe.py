@@ -41,15 +41,52 @@ class LiumSection(Section):
     )
 
 
+class PreflightSection(Section):
+    """What a pod must show before it is trained on; an empty limit is shown and not judged."""
+
+    min_disk_write_mb_s: float | None = Field(100, gt=0, description="Write speed of the pod's disk in MB/s.")
+    min_download_mbps: float | None = Field(
+        None, gt=0, description="Measured download speed in Mbit/s. Empty: pod.min_download_mbps."
+    )
+    download_url: str | None = Field(
+        "https://huggingface.co/openai-community/gpt2/resolve/main/model.safetensors",
+        description="What is downloaded to measure, for some seconds only. Empty: the speed is not measured.",
+    )
+    max_clock_skew_s: float = Field(10, gt=0, description="Most that the pod's clock may be off, in seconds.")
+    min_shm_gb: float | None = Field(1, gt=0, description="Size of /dev/shm in GB; NCCL and Ray need it.")
+    min_gpu_memory_free: float = Field(0.9, ge=0, le=1, description="Part of each GPU's memory that must be free.")
+
+
 class PodSection(Section):
     """The machine to rent and the money it may cost."""
 
-    gpu: str = Field("H200", description="GPU model as Lium names it, short (H200) or full (NVIDIA H200).")
+    gpu: str | list[str] = Field(
+        "H200",
+        description="GPU model as Lium names it, short (H200) or full (NVIDIA H200); a list is an order of preference.",
+    )
     gpu_count: int = Field(1, ge=1, le=64, description="GPUs on the pod.")
+    tier: Literal["secure", "spot", "any", "spot-first"] = Field(
+        "any",
+        description="any: the cheapest; spot-first: spot while there is some, else secure, and spot again later.",
+    )
+    spot_losses_per_hour: int = Field(
+        3, ge=1, description="tier spot-first: after this many spot pods lost within an hour the next one is secure."
+    )
     max_price_per_gpu_hour: float | None = Field(None, gt=0, description="Price ceiling in USD per GPU-hour.")
     budget_usd: float | None = Field(None, gt=0, description="Most that this run may cost in USD.")
+    countries: list[Annotated[str, Field(pattern=r"^[A-Za-z]{2}$")]] = Field(
+        default_factory=list, description="Two-letter country codes to rent in, e.g. US, FI. Empty: anywhere."
+    )
+    min_download_mbps: float | None = Field(None, gt=0, description="Listed download speed of the host in Mbit/s.")
+    min_disk_gb: float | None = Field(None, gt=0, description="Free disk of the host in GB.")
+    min_ram_gb: float | None = Field(None, gt=0, description="Memory of the host in GB.")
+    min_cuda: float | None = Field(None, gt=0, description="CUDA version the driver must serve, e.g. 12.8.")
+    min_driver: str | None = Field(
+        None, pattern=r"^\d+(\.\d+)*$", description="NVIDIA driver at the least, e.g. '570'."
+    )
+    min_ports: int | None = Field(None, ge=1, description="Ports the host must have to map.")
     volume: str | None = Field(None, description="Lium volume mounted at /mnt: a name, 'new:name=x' or 'id:<huid>'.")
-    image: str | None = Field(None, description="Training image 'name:tag' the pod starts with.")
+    image: str | None = Field(None, description="Training image the pod starts with: 'name:tag' or 'name@sha256:...'.")
     template_id: str | None = Field(None, description="Lium template to rent with, instead of an image.")
     ray_cpus: int = Field(2, ge=1, description="CPUs that Ray offers on the pod; slime needs at least GPUs + 2.")
     dead_man_minutes: int = Field(
@@ -59,7 +96,33 @@ class PodSection(Section):
         0, ge=0, description="How long to wait for a machine when none fits the recipe now. 0: fail at once."
     )
     ready_timeout_minutes: float = Field(30, gt=0, description="Longest wait for a rented pod to become ready.")
-    keep: bool = Field(False, description="Leave the pod running at the end. It costs money until its dead-man end.")
+    unreachable_after_s: float = Field(
+        180, ge=10, description="SSH dead and heartbeat old for so long: the pod is lost."
+    )
+    bad_host_hours: float = Field(6, ge=0, description="How long a host that failed or lost a pod is left out.")
+    preflight: PreflightSection = Field(default_factory=PreflightSection)
+    keep_warm_minutes: float = Field(
+        0,
+        ge=0,
+        le=1440,
+        description="Hold the pod for the next run this long after a run that completed. It costs money.",
+    )
+    idle_minutes: float = Field(20, gt=0, description="GPUs under idle_gpu_percent for so long: the pod is idle.")
+    idle_gpu_percent: float = Field(5, ge=0, le=100, description="GPU use below which a pod does nothing.")
+    idle_release: bool = Field(False, description="Stop the run and give an idle pod back, instead of only warning.")
+
+    @property
+    def gpus(self) -> list[str]:
+        """GPU models in order of preference."""
+        return [self.gpu] if isinstance(self.gpu, str) else list(self.gpu)
+
+    @model_validator(mode="after")
+    def _some_gpu(self) -> "PodSection":
+        if not self.gpus or not all(name.strip() for name in self.gpus):
+            raise ValueError("gpu: name at least one GPU model")
+        if self.image and self.template_id:
+            raise ValueError("give one of 'image' and 'template_id'")
+        return self
 
 
 class ModelSection(Section):

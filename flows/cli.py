@@ -5,8 +5,12 @@
 import json
 import os
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import httpx
 import typer
@@ -16,6 +20,9 @@ from rich.table import Table
 
 from blocks.recipe import StageName, check_run_id, home, load_recipe
 from plugins.errors import TrainstackError, UserError
+
+if TYPE_CHECKING:
+    from prefect.client.orchestration import SyncPrefectClient
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 data_app = typer.Typer(no_args_is_help=True, help="Make prompt data.")
@@ -101,18 +108,118 @@ def stop(run_id: RunId) -> None:
 
 
 @app.command()
+def plan(recipe: Annotated[Path, typer.Argument(help="YAML file of the recipe.")]) -> None:
+    """Show what a run would rent, why, and what it could cost. Rents nothing."""
+    wanted = load_recipe(recipe)
+    from tasks.lium_account import open_account
+    from tasks.plan import make_plan
+    from tasks.plan_view import plan_view
+
+    with _known_client() as client:
+        from tasks.common_knowledge import resting_hosts
+
+        resting = resting_hosts(client) if client and wanted.pod.bad_host_hours else {}
+    out.print(plan_view(make_plan(wanted, open_account(wanted), resting, time.time())))
+
+
+@app.command()
+def ps() -> None:
+    """List pods: host, GPU use, price, cost so far, time to the dead-man end."""
+    from tasks.lium_account import accounts_in_reach
+    from tasks.pods_view import pods_in_reach, pods_table
+
+    with _known_client() as client:
+        views = pods_in_reach(client, accounts_in_reach())
+    out.print(pods_table(views) if views else "no pods")
+
+
+@app.command()
+def hosts(
+    forget: Annotated[str | None, typer.Option(help="Executor id, or 'all': rent there again from now on.")] = None,
+) -> None:
+    """List hosts that are left out because they failed or lost a pod."""
+    from prefect.client.orchestration import get_client
+
+    from tasks.common_knowledge import forget_host, resting_hosts
+    from tasks.control_plane import known_api
+
+    known_api()
+    table = Table("host", "rests until (UTC)", "why")
+    with get_client(sync_client=True) as client:
+        for executor_id, rest in resting_hosts(client).items():
+            if forget in (executor_id, "all"):
+                forget_host(client, executor_id)
+                err.print(f"{executor_id} forgotten")
+            elif rest.until > time.time():
+                table.add_row(executor_id, f"{datetime.fromtimestamp(rest.until, UTC):%Y-%m-%d %H:%M}", escape(rest.why))
+    out.print(table if table.row_count else "no host is left out")
+
+
+@app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
+def ssh(ctx: typer.Context, run_id: RunId) -> None:
+    """Open a shell on a run's pod, or run the words that follow there."""
+    from tasks.lium_account import accounts_in_reach
+    from tasks.pods_view import become, pods_in_reach, ssh_argv
+
+    accounts = accounts_in_reach()
+    with _known_client() as client:
+        argv = ssh_argv(check_run_id(run_id), pods_in_reach(client, accounts), accounts, ctx.args)
+    become(argv)
+
+
+@app.command()
+def reap(
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show what would be given back, end nothing.")] = False,
+    grace_minutes: Annotated[float, typer.Option(help="How long a run that crashed keeps its pod.")] = 15.0,
+) -> None:
+    """Give back pods that have our name and no living run; touches nothing else."""
+    from prefect.client.orchestration import get_client
+
+    from tasks.control_plane import known_api
+    from tasks.lium_account import accounts_in_reach
+    from tasks.reap import look
+    from tasks.reap import reap as give_back
+
+    known_api()
+    table = Table("pod", "run", "verdict", "why")
+    with get_client(sync_client=True) as client:
+        for account in accounts_in_reach().values():
+            judged = look(client, account, grace_minutes)
+            for one in judged:
+                table.add_row(one.pod.name, one.run_id or "", one.keep or "[red]orphan[/]", escape(one.why))
+            for line in [] if dry_run else give_back(client, account, judged):
+                err.print(line, highlight=False)
+    out.print(table if table.row_count else "no pods")
+
+
+@app.command()
+def gateway(
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on; 0: any.")] = 4201,
+) -> None:
+    """Run the gateway as a service: what a public `api_url` for pods must lead to, instead of to Prefect itself."""
+    from plugins.gateway.__main__ import serve as serve_gateway
+
+    from tasks.api_door import key_file
+    from tasks.control_plane import known_api
+
+    serve_gateway(known_api(), key_file(), host=host, port=port)
+
+
+@app.command()
 def serve() -> None:
     """Start the local Prefect server, the Lium emulator and a worker for pipelines; deploy the flows."""
     from prefect.client.orchestration import get_client
 
-    from tasks.control_plane import ensure_deployments, use_api, write_prefect_toml
+    from tasks.control_plane import activate_reaper, ensure_deployments, use_api, write_prefect_toml
     from tasks.local_servers import ensure_emulator, ensure_pipeline_worker
 
     api_url = use_api()
     emulator = ensure_emulator()
     with get_client(sync_client=True) as client:
         ensure_deployments(client)
-    ensure_pipeline_worker(api_url)
+        ensure_pipeline_worker(api_url)
+        activate_reaper(client)
     write_prefect_toml(api_url)
     out.print(f"Prefect UI  {api_url.removesuffix('/api')}\nLium emulator  {emulator}")
     out.print(
@@ -185,6 +292,22 @@ def data_arithmetic_rl(target: Path, rows: int = 100, seed: int = 0, max_operand
     from plugins.datasets.arithmetic import prompts
 
     out.print(f"{prompts(target, rows, seed, max_operand)} rows written to {target}")
+
+
+@contextmanager
+def _known_client() -> Iterator["SyncPrefectClient | None"]:
+    """A client of the Prefect API that is known here; None where none runs."""
+    from prefect.client.orchestration import get_client
+
+    from tasks.control_plane import known_api
+
+    try:
+        known_api()
+    except UserError:
+        yield None
+        return
+    with get_client(sync_client=True) as client:
+        yield client
 
 
 def _stages(words: str) -> list[StageName]:

@@ -54,9 +54,10 @@ def json_of(artifact: Artifact | None) -> str | None:
     return artifact.data.removeprefix("```json\n").removesuffix("\n```")
 
 
-def update(client: SyncPrefectClient, artifact_id: UUID, data: Any) -> None:
-    """Replace an artifact's data."""
-    client.update_artifact(artifact_id, ArtifactUpdate(data=data))
+def update(client: SyncPrefectClient, artifact_id: UUID, data: Any, description: str | None = None) -> None:
+    """Replace an artifact's data, and its description when there is a new one."""
+    change = ArtifactUpdate(data=data) if description is None else ArtifactUpdate(data=data, description=description)
+    client.update_artifact(artifact_id, change)
 
 
 def table_data(rows: Sequence[Row]) -> str:

@@ -8,8 +8,10 @@ import json
 import logging
 import re
 from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
 
 from prefect import get_run_logger
@@ -23,19 +25,23 @@ from prefect.states import Cancelled, Completed, Failed
 from blocks.recipe import Recipe, RLSection, StageName, check_run_id, load_recipe, resolve
 from plugins.checkpoints.stores.open import open_store
 from plugins.errors import ControlPlaneError, PodLost, TrainstackError, UserError
+from plugins.lium import budget
+from plugins.lium.pods import PodRow
 from tasks import artifacts
+from tasks.api_door import ApiDoor
 from tasks.check_recipe import Checked, check_recipe_task
-from tasks.control_plane import api_answers, attempt_of, ensure_deployments, set_state
+from tasks.control_plane import ensure_deployments
 from tasks.lium_account import git_commit, open_account
 from tasks.local_servers import CODE_ROOT
-from tasks.provision_pod import LivePod, ensure_worker, provision_pod, upload
+from tasks.pod_link import open_link
+from tasks.prefect_board import CANCEL_TYPES, PrefectBoard
+from tasks.provision_pod import drop_pod, provision_pod
 from tasks.release_pod import release_pods, undisturbed
-from tasks.run import CANCEL_TYPES, Run, RunCancelled
+from tasks.run import PodLink, Run, RunCancelled, RunEnded
 from tasks.run_stage import (
     SAME_CRASHES,
     Attempt,
     AttemptEnd,
-    crash,
     durable_before,
     finished_result,
     living_attempt,
@@ -45,6 +51,11 @@ from tasks.run_stage import (
 from tasks.stage_contract import InitFrom, StageOrder, StageResult, artifact_key, run_tag
 from tasks.steering import sole_steering, take_over
 from tasks.sync_checkpoint import sync_checkpoint
+from tasks.warm_pods import hold_warm
+
+T = TypeVar("T")
+SILENCE_LOOK_S = 5.0
+OUTAGE_S, OUTAGE_LOOK_S = 3600.0, 10.0
 
 
 def carry_through(recipe: Recipe | str, stages: list[StageName], run_id: str | None) -> State[Any]:
@@ -77,6 +88,8 @@ def carry_through(recipe: Recipe | str, stages: list[StageName], run_id: str | N
         return Cancelled(
             message=f"Run {run_id or ''} was {'cancelled' if by_worker else f'stopped by {how}'}; {again}."
         )
+    except RunEnded as ended:
+        return Failed(name=ended.state, message=str(ended))
     except TrainstackError as error:
         return Failed(message=f"{type(error).__name__}: {error}")
 
@@ -90,21 +103,59 @@ def _carry(
     log: Callable[[str], None],
 ) -> State[Any]:
     checked = check_recipe_task(recipe, stages)
+    board = PrefectBoard(client, run_id, own_id)
     document = recipe.model_dump_json(indent=1, exclude_none=True)
     artifacts.put_json(client, own_id, artifact_key(run_id, "recipe"), document, "The recipe as it was resolved")
     ensure_deployments(client)
     store = open_store(recipe.checkpoint.store)
     account = open_account(recipe)
-    with Run(run_id, recipe, own_id, client=client, account=account, store=store, log=log) as run:
+    with (
+        ApiDoor(recipe, str(client.api_url), log) as door,
+        Run(
+            run_id,
+            recipe,
+            board=board,
+            account=account,
+            store=store,
+            log=log,
+            open_link=lambda run, row: open_link(run, row, door),
+        ) as run,
+    ):
         run.lineage = _lineage(recipe, checked)
-        chain = _Chain(run, stages, checked)
-        try:
-            results = [chain.stage(name) for name in stages]
-        finally:
-            cost = chain.end()
+        results, cost = carry_stages(run, stages, checked)
         summary = {"run_id": run_id, "cost_usd": round(cost, 4), "stages": [r.model_dump(mode="json") for r in results]}
         _summarise(run, results, cost)
         return Completed(message=json.dumps(summary))
+
+
+@dataclass(frozen=True)
+class Verbs:
+    """The Prefect tasks of the chain. The fault suite brings the plain functions, which need no flow run."""
+
+    provision: Callable[[Run, list[StageName]], PodLink] = provision_pod
+    release: Callable[[Run, PodLink | None], float] = release_pods
+    drop: Callable[[Run, PodRow, str], None] = drop_pod
+    sync: Callable[[Run, StageResult], str] = sync_checkpoint
+
+
+def carry_stages(
+    run: Run, stages: list[StageName], checked: Checked, verbs: Verbs | None = None
+) -> tuple[list[StageResult], float]:
+    """Carry the stages one after the other; returns their results and what the pods cost in USD.
+
+    Whatever ends it, the pods are given back before it returns or raises.
+    """
+    chain = _Chain(run, stages, checked, verbs or Verbs())
+    done = False
+    try:
+        results = [chain.stage(name) for name in stages]
+        done = True
+    except RunEnded as ended:
+        chain.end(last_sync_s=budget.LAST_SYNC_S * 0.6)
+        raise ended
+    finally:
+        cost = chain.end(keep_warm=done)
+    return results, cost
 
 
 class UnusablePod(TrainstackError):
@@ -114,16 +165,17 @@ class UnusablePod(TrainstackError):
 class _Chain:
     """The stages of one run on one pod at a time."""
 
-    def __init__(self, run: Run, stages: list[StageName], checked: Checked) -> None:
-        self._run, self._checked = run, checked
+    def __init__(self, run: Run, stages: list[StageName], checked: Checked, verbs: "Verbs") -> None:
+        self._run, self._checked, self._verbs = run, checked, verbs
         self._stages = stages
-        self._pod: LivePod | None = None
+        self._pod: PodLink | None = None
         self._attempt: Attempt | None = None
+        self._cost: float | None = None
 
     def stage(self, name: StageName) -> StageResult:
         """Carry one stage to its end, over as many attempts as the recipe allows."""
         run = self._run
-        done = finished_result(run, name)
+        done = self._outlast(lambda: finished_result(run, name))
         if done is not None and _still_stored(run, done) and _long_enough(done, self._checked.last.get(name)):
             run.log(f"{name} is already complete (iteration {done.last_iteration}); not run again")
             if _recipe_changed(run, done):
@@ -132,84 +184,81 @@ class _Chain:
         problems: list[str] = []
         for _ in range(run.recipe.max_attempts):
             try:
-                attempt = self._begin(name, retry=bool(problems))
+                attempt = self._outlast(lambda: self._begin(name, retry=bool(problems)))
             except UnusablePod as unusable:
                 problems.append(str(unusable))
                 run.log(f"WARNING {unusable}; taking another pod")
-                self._drop_pod()
+                self._drop_pod(str(unusable))
                 continue
             end = attempt.wait()
             self._attempt = None
             if end is AttemptEnd.COMPLETED:
-                assert attempt.result is not None
-                sync_checkpoint(run, attempt.result)
-                return attempt.result
+                result = attempt.result
+                assert result is not None
+                self._outlast(lambda: self._verbs.sync(run, result))
+                return result
             problems.append(attempt.problem)
             run.log(f"WARNING {name} attempt {attempt.number}: {end}: {attempt.problem}")
             if end is AttemptEnd.TRAINER_FAILED and _same_failures(problems):
                 said = attempt.problem.removeprefix("TrainerFailed: ")
                 raise UserError(f"{name} failed {SAME_CRASHES} times in the same way. {said}")
             if end is AttemptEnd.POD_LOST:
-                self._drop_pod()
+                self._drop_pod(attempt.problem)
         raise UserError(
             f"Run {run.run_id}: {name} did not finish in {run.recipe.max_attempts} attempts (max_attempts). "
             f"The last one: {problems[-1]}"
         )
 
-    def end(self) -> float:
-        """Cancel what still trains, give the pods back (or keep the pod, if the recipe says so); returns the cost."""
+    def end(self, *, last_sync_s: float = 0.0, keep_warm: bool = False) -> float:
+        """Cancel what still trains, give the pods back (or hold the pod warm); returns the cost. The first call counts.
+
+        last_sync_s: how long a checkpoint on its way to the store is waited for.
+        """
+        if self._cost is not None:
+            return self._cost
         run = self._run
         with undisturbed("Giving the pods back; this takes a few seconds."):
-            if not api_answers(run.client):
-                run.log("WARNING Prefect does not answer: the pods are given back without waiting for the stage")
-            elif self._attempt is not None:
+            if self._attempt is not None and run.board.answers():
                 run.log(f"stopping {self._attempt.stage}, sealing what is complete")
-                self._attempt.cancel()
-            if run.recipe.pod.keep and self._pod is not None:
-                run.log(f"pod {self._pod.name} is kept; it ends by itself in {run.dead_man}")
-                self._pod.connection.close()
-                return 0.0
-            cost = release_pods(run, self._pod)
+                self._attempt.cancel(last_sync_s)
+            elif self._attempt is not None:
+                run.log("WARNING Prefect does not answer: the pods are given back without waiting for the stage")
+            if keep_warm and self._pod is not None and run.recipe.pod.keep_warm_minutes:
+                self._cost = hold_warm(run, self._pod)
+            else:
+                self._cost = self._verbs.release(run, self._pod)
             self._settle()
-            return cost
+            return self._cost
 
     def _settle(self) -> None:
         """No attempt may look alive once the pods are gone: one cut off while it was submitted has nobody else."""
-        if not api_answers(self._run.client):
-            return
-        for name in self._stages:
-            if (left := living_attempt(self._run, name)) is not None:
-                message = "The pipeline ended before this attempt did."
-                set_state(self._run.client, left.id, Cancelled(message=message), force=True)
+        with suppress(ControlPlaneError):
+            for name in self._stages if self._run.board.answers() else ():
+                if (left := living_attempt(self._run, name)) is not None:
+                    self._run.board.set_cancelled(left.id, "The pipeline ended before this attempt did.")
 
     def _begin(self, name: StageName, *, retry: bool) -> Attempt:
         run = self._run
         if self._pod is None:
-            self._pod = provision_pod(run, self._stages)
+            self._pod = self._verbs.provision(run, self._stages)
             retry = False
         pod = self._pod
         if retry:
-            try:
-                ensure_worker(run, pod)
-            except (ControlPlaneError, PodLost) as error:
-                raise UnusablePod(f"pod {pod.name} cannot go on: {error}") from error
+            self._on_pod(pod.ensure_worker)
         living = living_attempt(run, name)
         if living is not None:
-            if living.work_queue_name == pod.name:
-                run.log(f"{name} attempt {attempt_of(living)} is still in hand on {pod.name}: going on with it")
+            if living.pod == pod.name:
+                run.log(f"{name} attempt {living.number} is still in hand on {pod.name}: going on with it")
                 self._attempt = Attempt(run, pod, living, name)
                 return self._attempt
-            crash(run, living.id, f"Its pod {living.work_queue_name} is gone.")
+            run.board.crash(living.id, f"Its pod {living.pod} is gone.")
         order = self._order(name, pod)
         self._attempt = Attempt(run, pod, submit(run, pod, order), name)
         return self._attempt
 
-    def _order(self, name: StageName, pod: LivePod) -> StageOrder:
+    def _order(self, name: StageName, pod: PodLink) -> StageOrder:
         run, data = self._run, self._checked.data.get(name)
-        try:
-            remote = upload(pod, [(data.path, data.sha256)])[0] if data else None
-        except (ControlPlaneError, PodLost) as error:
-            raise UnusablePod(f"pod {pod.name} did not take the data: {error}") from error
+        remote = self._on_pod(lambda: pod.upload([(data.path, data.sha256)]))[0] if data else None
         return StageOrder(
             run_id=run.run_id,
             stage=name,
@@ -238,8 +287,40 @@ class _Chain:
             )
         return InitFrom(run_id=run_id, stage=newest.stage, iteration=newest.iteration)
 
-    def _drop_pod(self) -> None:
-        release_pods(self._run, self._pod)
+    def _outlast(self, act: Callable[[], T]) -> T:
+        """Do something, waiting out an outage of Prefect or Lium. Raises ControlPlaneError after `OUTAGE_S`."""
+        run = self._run
+        began = run.clock.monotonic()
+        while True:
+            try:
+                return act()
+            except ControlPlaneError as error:
+                if run.clock.monotonic() - began >= OUTAGE_S:
+                    raise
+                run.log(f"WARNING {error}; trying again")
+                run.nap(OUTAGE_LOOK_S)
+
+    def _on_pod(self, act: Callable[[], T]) -> T:
+        """Do something on the pod, waiting out short silences. Raises UnusablePod when the pod will not do."""
+        run, pod = self._run, self._pod
+        assert pod is not None
+        began = run.clock.monotonic()
+        while True:
+            try:
+                return act()
+            except PodLost as error:
+                raise UnusablePod(f"pod {pod.name} cannot go on: {error}") from error
+            except ControlPlaneError as error:
+                if run.clock.monotonic() - began >= run.recipe.pod.unreachable_after_s:
+                    raise UnusablePod(f"pod {pod.name} does not answer: {error}") from error
+                run.log(f"WARNING {error}; trying again")
+                run.nap(SILENCE_LOOK_S)
+
+    def _drop_pod(self, why: str) -> None:
+        if self._pod is not None:
+            row = self._pod.row
+            self._pod.close()
+            self._outlast(lambda: self._verbs.drop(self._run, row, why))
         self._pod = None
 
 
@@ -293,7 +374,7 @@ def _summarise(run: Run, results: list[StageResult], cost: float) -> None:
         loss, reward = (_span(result, figure) for figure in ("loss", "reward"))
         iterations = f"{result.first_iteration}..{result.last_iteration}"
         lines.append(f"| {result.stage} | {iterations} | {loss} | {reward} | `{result.checkpoint_uri}` |")
-    artifacts.put_markdown(run.client, run.flow_run_id, artifact_key(run.run_id, "summary"), "\n".join(lines))
+    run.board.show_markdown("summary", "\n".join(lines))
 
 
 def _span(result: StageResult, figure: str) -> str:

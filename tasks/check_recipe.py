@@ -10,11 +10,13 @@ from prefect.cache_policies import NO_CACHE
 from blocks.recipe import Recipe, StageName
 from plugins.checkpoints.stores.open import open_store
 from plugins.errors import Refused, UserError
+from plugins.lium.offers import Ranking
 from plugins.slime.flags import lint
 from plugins.slime.launch import TrainerSpec, build
 from plugins.slime.prompt_data import inspect
 from plugins.tinyslime.flags import known_flags, parse
 from tasks.lium_account import check_money, rents_locally
+from tasks.plan import check_budget, wish_of
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,7 @@ def check_recipe(recipe: Recipe, stages: list[StageName]) -> Checked:
     if missing:
         raise UserError(f"Recipe '{recipe.name}': secrets: {', '.join(missing)} not set in this environment.")
     check_money(recipe)
+    check_budget(recipe.pod, Ranking((), (), wish_of(recipe), 0.0))
     _check_store(recipe)
     open_store(recipe.checkpoint.store).check()
     data: dict[StageName, StageData] = {}

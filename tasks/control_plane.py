@@ -27,6 +27,7 @@ from tasks.local_servers import CODE_ROOT, ensure_prefect_server, recorded_url, 
 from tasks.stage_contract import STAGE_DEPLOYMENT, WORK_POOL, run_tag, stage_tags
 
 CONTROL_POOL = "control"
+REAPER = "reap-pods/lium"
 PIPELINES = ("sft-pipeline", "rl-pipeline", "post-training")
 TOML = "prefect.toml"
 TOML_HEAD = "# written by `trainstack serve`, removed by `trainstack down`\n"
@@ -103,6 +104,15 @@ def ensure_deployments(client: SyncPrefectClient) -> None:
     done = subprocess.run(argv, cwd=CODE_ROOT, env=env, capture_output=True, text=True, timeout=300, check=False)
     if done.returncode != 0:
         raise ControlPlaneError(f"Deploying prefect.yaml failed:\n{(done.stdout + done.stderr)[-2000:]}")
+    if str(client.api_url).rstrip("/") == recorded_url("prefect"):
+        activate_reaper(client, running("worker") is not None)
+
+
+def activate_reaper(client: SyncPrefectClient, active: bool = True) -> None:
+    """Turn the schedule of `reap-pods` on or off: without a worker for pipelines its runs would only pile up."""
+    deployment = client.read_deployment_by_name(REAPER)
+    for schedule in deployment.schedules:
+        client.update_deployment_schedule(deployment.id, schedule.id, active=active)
 
 
 def stage_runs(client: SyncPrefectClient, run_id: str, stage: str) -> list[FlowRun]:

@@ -7,7 +7,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from tasks.run import Run
-from tasks.stage_contract import Heartbeat
+from tasks.stage_contract import Heartbeat, describe
 
 LINE_EVERY_S = 15.0
 
@@ -45,15 +45,3 @@ class Display:
         elif words != self._shown and time.monotonic() >= self._next_line:
             self._run.log(f"{self._stage}: {words}")
             self._shown, self._next_line = words, time.monotonic() + LINE_EVERY_S
-
-
-def describe(beat: Heartbeat) -> str:
-    """One line: phase, iteration, loss, reward, checkpoints, warning."""
-    words = [f"attempt {beat.attempt}", beat.phase]
-    if beat.iteration is not None:
-        words.append(f"{beat.iteration + 1}/{beat.of or '?'}")
-    words += [f"loss {beat.loss:.3f}"] if beat.loss is not None else []
-    words += [f"reward {beat.reward:.3f}"] if beat.reward is not None else []
-    words += [f"durable {beat.durable}"] if beat.durable is not None else []
-    words += [f"WARNING {beat.warning}"] if beat.warning else []
-    return " · ".join(words)

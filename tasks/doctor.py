@@ -1,92 +1,101 @@
-"""What this machine has for real runs: one check a prerequisite, each with its remedy. Changes and rents nothing."""
+"""What this machine has for a run: every prerequisite with what was found and its remedy. Changes and rents nothing.
 
-import importlib.metadata
-import os
-import shutil
-import sys
+The checks are in `tasks/prerequisites/`. They run beside each other, each network call with a time limit of its own
+and all of them with one together, and a check that fails in a way nobody thought of is a finding too.
+"""
+
+import contextvars
+import importlib
+import threading
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from pathlib import Path
+from contextlib import suppress
+from dataclasses import replace
 
-from blocks.recipe import home
-from plugins.errors import TrainstackError
-from tasks.local_servers import running
+from blocks.recipe import Recipe
+from tasks.prerequisites import docker_engine, hub, lium_api, machine, prefect_api, s3, ssh_key
+from tasks.prerequisites.finding import Check, Finding
+from tasks.redact import redactor
 
-NEEDED_BYTES = 5 * 10**9
+__all__ = ["Check", "Finding", "checks", "examine", "look_at"]
 
-
-@dataclass(frozen=True)
-class Finding:
-    """One line of the doctor's table. `required`: also the demo on this machine cannot do without it."""
-
-    what: str
-    ok: bool
-    found: str
-    remedy: str = ""
-    required: bool = False
-
-
-def examine() -> list[Finding]:
-    """Every check, in the order of a newcomer's path."""
-    checks: list[Callable[[], Finding]] = [_python, _prefect, _torch, _disk, _servers, _lium_key, _ssh_key, _slime]
-    return [check() for check in checks]
+PATIENCE_S = 30.0
+LIBRARIES = ("asyncssh", "boto3", "docker", "lium.sdk", "prefect.settings")
+SECRETS = (
+    "LIUM_API_API_KEY",
+    "LIUM_API_KEY",
+    "HF_TOKEN",
+    "HUGGING_FACE_HUB_TOKEN",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_SESSION_TOKEN",
+    "PREFECT_API_AUTH_STRING",
+    "PREFECT_API_KEY",
+)
 
 
-def _python() -> Finding:
-    version = ".".join(map(str, sys.version_info[:3]))
-    return Finding("Python", (3, 11) <= sys.version_info < (3, 13), version, "use Python 3.11 or 3.12", required=True)
+def examine(
+    recipe: Recipe | None = None, *, now: Callable[[], float] = time.time, patience_s: float = PATIENCE_S
+) -> list[Finding]:
+    """Every check, in the order of a newcomer's path; with a recipe, also against what it asks for.
+
+    now: this machine's clock, in epoch seconds. A check that takes longer than `patience_s` seconds is reported so.
+    """
+    for name in LIBRARIES:  # imports that meet in several threads may see each other half done
+        with suppress(Exception):
+            importlib.import_module(name)
+    return look_at(checks(recipe, now), patience_s)
 
 
-def _prefect() -> Finding:
-    prefect, fastapi = importlib.metadata.version("prefect"), importlib.metadata.version("fastapi")
-    fits = tuple(map(int, fastapi.split(".")[:2])) < (0, 151)
-    words = f"prefect {prefect}, fastapi {fastapi}"
-    return Finding(
-        "Prefect server", fits, words, "pip install -r requirements.lock (fastapi must be < 0.151)", required=True
-    )
+def checks(recipe: Recipe | None, now: Callable[[], float]) -> list[Check]:
+    """What is looked at, in order."""
+    return [
+        Check("Python", "demo", machine.python),
+        Check("Prefect server", "demo", machine.prefect),
+        Check("torch", "demo", machine.torch),
+        Check("disk", "demo", machine.disk),
+        Check("local servers", "demo", machine.servers),
+        Check(prefect_api.API, "demo", lambda: prefect_api.look(now)),
+        Check(ssh_key.WHAT, "renting", ssh_key.look),
+        Check(lium_api.KEY, "renting", lambda: lium_api.look(recipe, now)),
+        Check(prefect_api.WAY, "renting", lambda: prefect_api.way(recipe)),
+        Check(docker_engine.ENGINE, "images", docker_engine.engine),
+        Check(docker_engine.LOGIN, "images", lambda: docker_engine.login(recipe)),
+        Check(hub.TOKEN, "hub", hub.look),
+        Check(s3.CREDENTIALS, "s3", lambda: s3.look(recipe)),
+        Check("slime checkout", "train.py", machine.slime),
+    ]
 
 
-def _torch() -> Finding:
+def look_at(asked: list[Check], patience_s: float = PATIENCE_S) -> list[Finding]:
+    """Look at everything at once, for `patience_s` seconds at most. Findings stand in the order of the checks."""
+    found: dict[int, list[Finding]] = {}
+    threads = []
+    for number, check in enumerate(asked):
+        context = contextvars.copy_context()  # Prefect keeps its settings there
+        # A daemon: one that hangs does not keep the command.
+        turn = threading.Thread(target=context.run, args=(_look, number, check, found), daemon=True)
+        threads.append(turn)
+        turn.start()
+    deadline = time.monotonic() + patience_s
+    for turn in threads:
+        turn.join(max(0.0, deadline - time.monotonic()))
+    hide = redactor(SECRETS)
+    return [
+        replace(item, found=hide(item.found), remedy="" if item.ok else hide(item.remedy))
+        for number, check in enumerate(asked)
+        for item in found.get(number) or [_late(check, patience_s)]
+    ]
+
+
+def _late(check: Check, patience_s: float) -> Finding:
+    words = f"no answer within {patience_s:.0f} s"
+    return Finding(check.what, False, words, "look at the network, then try again", needed_for=check.needed_for)
+
+
+def _look(number: int, check: Check, found: dict[int, list[Finding]]) -> None:
     try:
-        version = importlib.metadata.version("torch")
-    except importlib.metadata.PackageNotFoundError:
-        return Finding(
-            "torch", False, "not installed", "pip install 'trainstack[laptop]', for tinyslime only", required=True
-        )
-    return Finding("torch", True, version, required=True)
-
-
-def _disk() -> Finding:
-    place = home()
-    while not place.exists():
-        place = place.parent
-    free = shutil.disk_usage(place).free
-    remedy = f"free some space, or set TRAINSTACK_DIR to another disk (now {home()})"
-    return Finding("disk", free > NEEDED_BYTES, f"{free / 1e9:.0f} GB free at {place}", remedy, required=True)
-
-
-def _servers() -> Finding:
-    names = [name for name in ("prefect", "emulator", "worker") if running(name)]
-    return Finding("local servers", True, ", ".join(names) or "none running (they start when needed)")
-
-
-def _lium_key() -> Finding:
-    there = bool(os.environ.get("LIUM_API_KEY")) or (Path.home() / ".lium" / "config.ini").exists()
-    return Finding(
-        "Lium API key", there, "found" if there else "none", "`lium init`, or set LIUM_API_KEY; not for the demo"
-    )
-
-
-def _ssh_key() -> Finding:
-    from tasks.lium_account import own_ssh_key
-
-    try:
-        return Finding("SSH key pair", True, str(own_ssh_key()))
-    except TrainstackError as error:
-        return Finding("SSH key pair", False, "none", f"{error} Not for the demo.")
-
-
-def _slime() -> Finding:
-    there = (Path(__file__).resolve().parent.parent / "slime" / "train.py").exists()
-    remedy = "git submodule update --init; only for train.py and train_async.py here"
-    return Finding("slime checkout", there, "found" if there else "not checked out", remedy)
+        found[number] = check.look()
+    except Exception as error:
+        words = f"the check itself failed: {type(error).__name__}: {' '.join(str(error).split())}"
+        remedy = "this is a mistake in trainstack: please report it"
+        found[number] = [Finding(check.what, False, words, remedy, needed_for=check.needed_for)]

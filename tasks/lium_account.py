@@ -7,10 +7,10 @@ from configparser import Error as ConfigError
 from pathlib import Path
 from urllib.parse import urlparse
 
-from blocks.recipe import Recipe, home
+from blocks.recipe import LiumSection, Recipe, home
 from plugins.errors import UserError
 from plugins.lium.client import LiumAccount, LiumSettings, guard
-from tasks.local_servers import EMULATOR_KEY, ensure_emulator
+from tasks.local_servers import EMULATOR_KEY, ensure_emulator, running
 
 REAL_URL = "https://lium.io/api"
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
@@ -19,25 +19,52 @@ KEY_NAMES = ("id_ed25519", "id_rsa", "id_ecdsa")
 
 def check_money(recipe: Recipe) -> None:
     """Refuse to rent with real money when key, price ceiling or budget are missing. Contacts nobody."""
-    if not _local(recipe):
-        settings = LiumSettings(_base_url(recipe), _api_key(recipe), own_ssh_key())
-        guard(settings, recipe.pod.max_price_per_gpu_hour, recipe.pod.budget_usd)
+    if not _local(recipe.lium):
+        guard(_settings(recipe.lium), recipe.pod.max_price_per_gpu_hour, recipe.pod.budget_usd)
 
 
 def open_account(recipe: Recipe) -> LiumAccount:
     """The account for a recipe; starts the emulator when it is asked for. Raises Refused before money is spent."""
-    if _local(recipe):
-        url = os.environ.get("LIUM_BASE_URL") or ensure_emulator()
-        settings = LiumSettings(url, os.environ.get("LIUM_API_KEY") or EMULATOR_KEY, _own_key())
-    else:
-        settings = LiumSettings(_base_url(recipe), _api_key(recipe), own_ssh_key())
-    guard(settings, recipe.pod.max_price_per_gpu_hour, recipe.pod.budget_usd)
-    return LiumAccount(settings)
+    account = account_of(recipe.lium)
+    guard(account.settings, recipe.pod.max_price_per_gpu_hour, recipe.pod.budget_usd)
+    return account
 
 
-def _local(recipe: Recipe) -> bool:
-    """Whether the recipe wants the emulator. A LIUM_BASE_URL that is not loopback never overrides that wish."""
-    if recipe.lium.base_url != "emulator":
+def account_of(lium: LiumSection) -> LiumAccount:
+    """The account of these settings, to look at and to give back with; renting needs `open_account`."""
+    if not _local(lium):
+        return LiumAccount(_settings(lium))
+    url = os.environ.get("LIUM_BASE_URL") or ensure_emulator()
+    return LiumAccount(LiumSettings(url, os.environ.get("LIUM_API_KEY") or EMULATOR_KEY, _own_key()))
+
+
+def accounts_in_reach() -> dict[str, LiumAccount]:
+    """Every account this machine can ask, by a word for it: the local emulator if it runs, the one with a key."""
+    found = {}
+    real = LiumSection(base_url=None, credentials_block=None)
+    named = os.environ.get("LIUM_BASE_URL")
+    if (local := running("emulator")) is not None and (named is None or named == local.url):
+        found["emulator"] = LiumAccount(
+            LiumSettings(local.url, os.environ.get("LIUM_API_KEY") or EMULATOR_KEY, _own_key())
+        )
+    elif _api_key(real):
+        found[_base_url(real)] = LiumAccount(_settings(real))
+    if "emulator" in found and named is None and _api_key(real):
+        found[REAL_URL] = LiumAccount(_settings(real))
+    if not found:
+        raise UserError(
+            "No Lium account is known here: no emulator runs, and there is neither LIUM_API_KEY nor ~/.lium/config.ini."
+        )
+    return found
+
+
+def _settings(lium: LiumSection) -> LiumSettings:
+    return LiumSettings(_base_url(lium), _api_key(lium), own_ssh_key())
+
+
+def _local(lium: LiumSection) -> bool:
+    """Whether the emulator is asked for. A LIUM_BASE_URL that is not loopback never overrides that wish."""
+    if lium.base_url != "emulator":
         return False
     url = os.environ.get("LIUM_BASE_URL")
     if url and not is_loopback(url):
@@ -53,15 +80,15 @@ def is_loopback(url: str) -> bool:
     return urlparse(url).hostname in LOOPBACK
 
 
-def _base_url(recipe: Recipe) -> str:
-    return recipe.lium.base_url or os.environ.get("LIUM_BASE_URL") or REAL_URL
+def _base_url(lium: LiumSection) -> str:
+    return lium.base_url or os.environ.get("LIUM_BASE_URL") or REAL_URL
 
 
-def _api_key(recipe: Recipe) -> str:
-    if recipe.lium.credentials_block:
+def _api_key(lium: LiumSection) -> str:
+    if lium.credentials_block:
         from blocks.credentials import LiumCredentials
 
-        return LiumCredentials.named(recipe.lium.credentials_block).api_key.get_secret_value()
+        return LiumCredentials.named(lium.credentials_block).api_key.get_secret_value()
     from_env = os.environ.get("LIUM_API_API_KEY") or os.environ.get("LIUM_API_KEY")
     if from_env:
         return from_env
@@ -75,7 +102,7 @@ def _api_key(recipe: Recipe) -> str:
 
 def rents_locally(recipe: Recipe) -> bool:
     """Whether the pods of a recipe are on this machine: the emulator's, or another Lium API on loopback."""
-    return _local(recipe) or is_loopback(_base_url(recipe))
+    return _local(recipe.lium) or is_loopback(_base_url(recipe.lium))
 
 
 def own_ssh_key() -> Path:

@@ -1,24 +1,48 @@
-"""The list of pods a run has rented, kept as a table artifact: what it paid, and which number the next pod gets.
+"""The list of pods a run has rented, kept as a table artifact: what it asked for and paid, which number comes next.
 
-Lium forgets the row of a pod that ended; the ledger is how `status` can still say what it cost.
+A row is written before the rent is sent (state INTENT, with the request itself), so that a process that dies in between
+leaves behind what the next one must ask about. Lium forgets a pod that ended; the ledger is how `status` can still say
+what it cost.
+
+    INTENT -> REFUSED                       nothing was rented
+    INTENT -> PENDING, RUNNING, ... -> ENDED | WARM (handed to the next run)
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable
+from contextlib import suppress
+from dataclasses import asdict
 from datetime import UTC, datetime
-from uuid import UUID
 
 from prefect.client.orchestration import SyncPrefectClient
 
+from plugins.errors import ControlPlaneError
+from plugins.lium.budget import Charge
 from plugins.lium.client import LiumAccount
-from plugins.lium.pods import PodRow
+from plugins.lium.offers import Offer
+from plugins.lium.pods import Intent, PodRow
 from tasks import artifacts
+from tasks.board import Board, Row
 from tasks.stage_contract import artifact_key
 
-
-def ledger_key(run_id: str) -> str:
-    """Artifact key of a run's ledger."""
-    return artifact_key(run_id, "pods")
+INTENT, REFUSED, ENDED, WARM = "INTENT", "REFUSED", "ENDED", "WARM"
+EMPTY: Row = {
+    "name": "",
+    "id": None,
+    "executor": None,
+    "host": None,
+    "tier": None,
+    "gpu": "",
+    "price_per_hour": None,
+    "state": INTENT,
+    "fit": False,
+    "claimed": False,
+    "rented_at": None,
+    "ended_at": None,
+    "cost_usd": None,
+    "why": "",
+    "intent": None,
+}
+"""Every column of the ledger; a row that an earlier version wrote lacks some."""
 
 
 def pod_number(name: str) -> int:
@@ -27,59 +51,158 @@ def pod_number(name: str) -> int:
     return int(tail) if tail.isdigit() else 0
 
 
-def read_ledger(client: SyncPrefectClient, run_id: str) -> list[artifacts.Row]:
-    """Rows of the ledger, oldest pod first: name, id, executor, gpu, price_per_hour, state, rented_at, ended_at,
-    cost_usd.
-    """
-    return artifacts.rows_of(artifacts.newest(client, ledger_key(run_id)))
+def read_ledger(client: SyncPrefectClient, run_id: str) -> list[Row]:
+    """The ledger of any run, for people who look at it."""
+    found = artifacts.rows_of(artifacts.newest(client, artifact_key(run_id, "pods")))
+    return [EMPTY | row for row in found]
 
 
-@dataclass
+def charge_of(row: Row) -> Charge | None:
+    """What a ledger's row costs; None for a pod that was never rented."""
+    if row["id"] is None:
+        return None
+    ended = row["ended_at"]
+    return Charge(
+        price_per_hour=row["price_per_hour"] or 0.0,
+        since=_epoch(row["rented_at"]),
+        until=_epoch(ended) if ended else None,
+        cost=row["cost_usd"] if ended else None,
+    )
+
+
 class PodLedger:
-    """Writes the ledger of one run; every write is a new version, so the UI shows its history."""
+    """Reads and writes the ledger of one run. The rows last read or written are at hand while Prefect is down."""
 
-    client: SyncPrefectClient
-    run_id: str
-    flow_run_id: UUID
+    def __init__(self, board: Board, now: Callable[[], float]) -> None:
+        self._board, self._now = board, now
+        self._rows: list[Row] = []
+
+    def rows(self) -> list[Row]:
+        """All rows, oldest first; those last known when Prefect does not answer."""
+        with suppress(ControlPlaneError):
+            self._fresh()
+        return [dict(row) for row in self._rows]
+
+    def known(self) -> list[Row]:
+        """The rows as this process last saw them, without asking anybody."""
+        return self._rows
+
+    def intends(self, intent: Intent, offer: Offer) -> None:
+        """Write down what is about to be rented. Raises ControlPlaneError: then nothing may be rented."""
+        row = {
+            **EMPTY,
+            "name": intent.name,
+            "executor": intent.executor_id,
+            "host": offer.host.huid,
+            "tier": offer.host.tier,
+            "gpu": f"{offer.gpu_count}x {offer.host.gpu}",
+            "price_per_hour": offer.price_per_hour,
+            "rented_at": self._time(intent.at),
+            "intent": asdict(intent),
+        }
+        self._write([*self._fresh(), row])
+
+    def unsettled(self) -> list[Intent]:
+        """Rents of which it is not known what became of them."""
+        return [Intent(**row["intent"]) for row in self.rows() if row["state"] == INTENT]
+
+    def refused(self, name: str, why: str) -> None:
+        """Note that a rent made no pod."""
+        self._change(name, state=REFUSED, ended_at=self._time(), cost_usd=0.0, why=why, intent=None)
 
     def rented(self, pod: PodRow) -> None:
-        """Note a pod as soon as it is ours."""
-        row = {
+        """Note a pod that is ours, with what Lium says of it now."""
+        known: Row = {"id": pod.id, "state": pod.status, "intent": None}
+        if pod.price_per_hour is not None:
+            known["price_per_hour"] = pod.price_per_hour
+        if any(row["name"] == pod.name and row["ended_at"] is None for row in self._fresh()):
+            self._change(pod.name, **known)
+        else:
+            self._write([*self._rows, self._found(pod)])
+
+    def passed_preflight(self, name: str) -> None:
+        """Note that the pod was checked and is what was paid for."""
+        self._change(name, fit=True)
+
+    def fit(self, name: str) -> bool:
+        """Whether the pod was checked already, by this run."""
+        return any(row["name"] == name and row["fit"] for row in self.open())
+
+    def handed_on(self) -> set[str]:
+        """Names of pods that were left warm and are not this run's any more, unless it claimed them back."""
+        rows = self.rows()
+        return {row["name"] for row in rows if row["state"] == WARM} - {
+            row["name"] for row in rows if not row["ended_at"]
+        }
+
+    def open(self) -> list[Row]:
+        """Rows of pods that may still live and cost money."""
+        return [row for row in self.rows() if row["id"] is not None and row["ended_at"] is None]
+
+    def ended(self, names: Collection[str], account: LiumAccount, why: str = "", state: str = ENDED) -> None:
+        """Note the end of pods that are gone (or handed on), with the bill where Lium gives one."""
+        rows = self._fresh()
+        for row in rows:
+            if row["name"] in names and row["ended_at"] is None and row["id"] is not None:
+                self._close(row, account, why, state)
+        self._write(rows)
+
+    def charges(self) -> list[Charge]:
+        """What this run pays for, as far as this process knows."""
+        return [charge for row in self._rows if (charge := charge_of(row)) is not None]
+
+    def next_number(self, listed: Iterable[PodRow] = ()) -> int:
+        """Number for the next pod: one more than the highest in the ledger and in Lium's listing of the run's pods."""
+        names = [row["name"] for row in self.rows()] + [pod.name for pod in listed]
+        return 1 + max(map(pod_number, names), default=0)
+
+    def _close(self, row: Row, account: LiumAccount, why: str, state: str) -> None:
+        try:
+            record = account.record(row["id"]) if state == ENDED else None
+        except ControlPlaneError:
+            record = None  # then our own estimate stands
+        charge = charge_of(row)
+        assert charge is not None
+        ended = record.removed_at if record and record.removed_at else datetime.fromtimestamp(self._now(), UTC)
+        estimate = charge.usd(ended.timestamp())
+        claimed = row["claimed"]  # the bill of a pod taken over warm is partly another run's
+        row["ended_at"] = ended.isoformat()
+        row["cost_usd"] = record.cost_usd if record and record.removed_at and not claimed else round(estimate, 6)
+        row["state"], row["why"] = state, why or row["why"]
+
+    def _found(self, pod: PodRow) -> Row:
+        """The row of a pod that was not rented by this run's intent: an adopted stray, or one taken over warm."""
+        return {
+            **EMPTY,
             "name": pod.name,
             "id": pod.id,
             "executor": pod.executor_id,
             "gpu": f"{pod.gpu_count}x {pod.gpu_name}",
             "price_per_hour": pod.price_per_hour,
             "state": pod.status,
-            "rented_at": (pod.created_at or datetime.now(UTC)).isoformat(),
-            "ended_at": None,
-            "cost_usd": None,
+            "rented_at": self._time(),
+            "claimed": True,
         }
-        rows = read_ledger(self.client, self.run_id)
-        self._write([old for old in rows if old["id"] != pod.id] + [row])
 
-    def close(self, account: LiumAccount) -> float:
-        """Write end and cost of every pod that is given back or was lost; returns the sum of all costs in USD.
-
-        A pod that Lium still lists stays open, and so does one whose record cannot be read now.
-        """
-        rows = read_ledger(self.client, self.run_id)
-        still = {pod.id for pod in account.pods() if not pod.terminal}
+    def _change(self, name: str, **changes: object) -> None:
+        rows = self._fresh()
         for row in rows:
-            if row["ended_at"] is not None or row["id"] in still:
-                continue
-            record = account.record(row["id"])
-            ended = record.removed_at if record else None
-            row["ended_at"] = (ended or datetime.now(UTC)).isoformat()
-            row["cost_usd"] = record.cost_usd if record else None
-            row["state"] = "ENDED"
+            if row["name"] == name and row["ended_at"] is None:
+                row |= changes
         self._write(rows)
-        return float(sum(row["cost_usd"] or 0.0 for row in rows))
 
-    def next_number(self, listed: Iterable[PodRow] = ()) -> int:
-        """Number for the next pod: one more than the highest in the ledger and in Lium's listing of the run's pods."""
-        names = [row["name"] for row in read_ledger(self.client, self.run_id)] + [pod.name for pod in listed]
-        return 1 + max(map(pod_number, names), default=0)
+    def _fresh(self) -> list[Row]:
+        """The rows as they are written now. Raises ControlPlaneError."""
+        self._rows = [EMPTY | row for row in self._board.ledger()]
+        return self._rows
 
-    def _write(self, rows: list[artifacts.Row]) -> None:
-        artifacts.put_table(self.client, self.flow_run_id, ledger_key(self.run_id), rows, f"Pods of {self.run_id}")
+    def _write(self, rows: list[Row]) -> None:
+        self._rows = rows  # what is known counts also when it cannot be written down
+        self._board.write_ledger(rows)
+
+    def _time(self, at: float | None = None) -> str:
+        return datetime.fromtimestamp(self._now() if at is None else at, UTC).isoformat()
+
+
+def _epoch(text: str) -> float:
+    return datetime.fromisoformat(text).timestamp()

@@ -1,51 +1,40 @@
-"""Get a pod that can take stages: adopt this run's pod or rent one, reach it, tunnel to it, start its worker.
+"""Get a pod that can take stages: go on with this run's pod, take a warm one over, or rent the best offer.
 
-The pod's name is written down nowhere before renting, because it is computed: whoever finds a pod by that name
-knows whose it is. So a crash at any point leaves either no pod, or one that the next start of the same run adopts.
+    adopt?  ledger rows and Lium's listing: a pod of this run that lives, an intent whose outcome nobody knows
+    rent    rank the offers -> write the intent down -> rent -> wait until it boots -> preflight -> worker
+    no      host fails, lies, has gone: give it back, let it rest, next offer; no offer left: wait for capacity
+
+A crash at any point leaves either no pod, or one that the next start of the same run finds by its name or by the
+intent in the ledger. At most one pod of a run is ever paid for: a new one is rented only when the old one is gone.
 """
 
-import os
 import re
-import time
 from collections.abc import Sequence
-from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any
-from urllib.parse import urlparse
+from datetime import datetime
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from blocks.recipe import Recipe, StageName
-from plugins.errors import CapacityError, ControlPlaneError, PodLost, StoreError, UserError
-from plugins.lium.bootstrap import start_supervisor, supervisor_status
+from blocks.recipe import StageName
+from plugins.errors import CapacityError, PodLost, UserError
+from plugins.lium import budget
+from plugins.lium.budget import Charge, Money
 from plugins.lium.client import LiumAccount
-from plugins.lium.pods import PodRow, PodSpec
+from plugins.lium.offers import Offer, Ranking, Rest, rank, shortlist
+from plugins.lium.pods import PodRow, RentOrder
 from plugins.lium.poller import wait_ready
-from plugins.lium.tunnel import PodConnection, known_hosts_file
-from tasks.control_plane import worker_online
-from tasks.lium_account import is_loopback
-from tasks.pod_ledger import PodLedger, pod_number
-from tasks.run import Run
-from tasks.stage_contract import WORK_POOL
+from plugins.lium.preflight import failing
+from tasks.plan import check_budget, check_wish, wish_of
+from tasks.pod_ledger import pod_number
+from tasks.retry import outside_failed
+from tasks.run import PodLink, Run, RunEnded
+from tasks.warm_pods import take_warm
 
-BOOTS = 3  # pods that may fail to boot before the run gives up
-CONNECT_S = 120.0
-WORKER_S = 180.0
-CAPACITY_LOOK_S = 15.0
-PORT_FILE = "trainstack/api_port"
-
-
-class LivePod:
-    """A pod that this process steers: its row, the SSH connection, the Prefect API's URL as the pod sees it."""
-
-    def __init__(self, row: PodRow, connection: PodConnection, api_url: str) -> None:
-        self.row, self.connection, self.api_url = row, connection, api_url
-
-    @property
-    def name(self) -> str:
-        """The pod's name; also the name of its queue and its worker."""
-        return self.row.name
+TRIES = 12  # pods and refused rents in one call, so that a market of broken hosts ends in words
+CAPACITY_LOOK_S, LONGEST_LOOK_S = 15.0, 60.0
+REFUSED_RESTS_HOURS = 1 / 6  # who was rented by somebody else a moment ago is not a bad host
+PRICE_TOLERANCE = 1e-6
+HOUR_S = 3600.0
 
 
 def pod_name(run_id: str, stages: Sequence[str], number: int) -> str:
@@ -53,16 +42,23 @@ def pod_name(run_id: str, stages: Sequence[str], number: int) -> str:
     return f"ts-{run_id}-{''.join(stages)}-a{number}"
 
 
+POD_NAME = re.compile(r"ts-(?P<run>[a-z0-9][a-z0-9-]*)-(?:sft|rl|sftrl)-a\d+")
+
+
+def run_of(name: str) -> str | None:
+    """The run whose pod has this name; None for a name that is not one of ours."""
+    match = POD_NAME.fullmatch(name)
+    return match["run"] if match else None
+
+
 def pods_of(account: LiumAccount, run_id: str) -> list[PodRow]:
     """The pods in Lium's listing that are this run's, oldest first; never those of a run whose id only begins alike."""
-    mine = re.compile(rf"ts-{re.escape(run_id)}-(?:sft|rl|sftrl)-a\d+")
-    found = [pod for pod in account.pods(f"ts-{run_id}-") if mine.fullmatch(pod.name)]
+    found = [pod for pod in account.pods(f"ts-{run_id}-") if run_of(pod.name) == run_id]
     return sorted(found, key=lambda pod: pod_number(pod.name))
 
 
-def _is_outside(_task: Any, _task_run: Any, state: Any) -> bool:
-    """Retry only what a short wait can mend; for capacity the recipe says how long to wait."""
-    return isinstance(state.result(raise_on_failure=False), ControlPlaneError)
+class HostUnfit(PodLost):
+    """The host does not hold what was paid for: refused, failed to boot, failed the preflight, asked more money."""
 
 
 @task(
@@ -70,190 +66,244 @@ def _is_outside(_task: Any, _task_run: Any, state: Any) -> bool:
     retries=4,
     retry_delay_seconds=[2, 10, 30, 60],
     retry_jitter_factor=0.1,
-    retry_condition_fn=_is_outside,
+    retry_condition_fn=outside_failed,
     cache_policy=NO_CACHE,
     persist_result=False,
 )
-def provision_pod(run: Run, stages: list[StageName]) -> LivePod:
+def provision_pod(run: Run, stages: list[StageName]) -> PodLink:
     """A pod of this run that is ready for stages. Raises CapacityError, PodLost, UserError, ControlPlaneError."""
-    row = get_pod(run, stages)
-    connection = PodConnection(row, run.account.settings.ssh_key_path, known_hosts_file(row.id))
-    try:
-        connection.connect(CONNECT_S)
-        check_store_is_shared(run, connection)
-        live = LivePod(row, connection, tunnel_api(run.recipe, str(run.client.api_url), connection))
-        ensure_worker(run, live)
-    except BaseException:
-        connection.close()
-        raise
-    return live
-
-
-def check_store_is_shared(run: Run, connection: PodConnection) -> None:
-    """A folder store must be the same folder here and on the pod. Raises UserError; a checkpoint would die with "
-    "the pod."""
-    kind, _, folder = run.store.uri.partition(":")
-    if kind != "folder":
-        return
-    probe = Path(folder) / f".seen-by-{connection.row.name}"
-    try:
-        probe.touch()
-        seen = connection.run(["test", "-f", str(probe)], timeout_s=30).rc == 0
-    except OSError as error:
-        raise StoreError(f"{run.store.uri} cannot be written: {error}") from error
-    finally:
-        probe.unlink(missing_ok=True)
-    if not seen:
-        raise UserError(
-            f"checkpoint.store {run.store.uri} is not the same folder on pod {connection.row.name}, so its "
-            f"checkpoints would "
-            "be lost with the pod. On the emulator use the default store; a rented pod cannot see this machine's "
-            "folders."
-        )
-
-
-def get_pod(run: Run, stages: Sequence[str]) -> PodRow:
-    """This run's living pod, or a newly rented one that became ready; a pod that fails to boot is given back."""
-    ledger = PodLedger(run.client, run.run_id, run.flow_run_id)
-    for boot in range(1, BOOTS + 1):
-        listed = pods_of(run.account, run.run_id)
-        mine = [pod for pod in listed if not pod.terminal]
-        name = mine[-1].name if mine else pod_name(run.run_id, stages, ledger.next_number(listed))
-        pod = run.recipe.pod
-        row = _rent(
-            run,
-            PodSpec(
-                name=name,
-                gpu_type=pod.gpu,
-                gpu_count=pod.gpu_count,
-                max_price_per_gpu_hour=pod.max_price_per_gpu_hour,
-                template_id=pod.template_id,
-                image=pod.image,
-                volume=pod.volume,
-                termination_hours=max(1, -(-pod.dead_man_minutes // 60)),
-                dead_man_s=run.dead_man.total_seconds(),
-            ),
-        )
-        ledger.rented(row)
-        run.hold(row.id)
-        run.log(f"pod {name}: {'adopted' if mine else 'rented'}, {row.gpu_count}x {row.gpu_name}, "
-                f"${row.price_per_hour or 0:.2f}/h")  # fmt: skip
+    problems: list[str] = []
+    for _ in range(TRIES):
+        row = living_pod(run) or take_warm(run) or rent_best(run, stages, problems)
+        if row is None:
+            continue
         try:
-            ready = wait_ready(run.account, name, pod.ready_timeout_minutes * 60, run.cancelled, poller=run.poller)
-            run.check_cancelled()
-            assert ready is not None
-            # At boot Lium sets the end that came with the rent; ours must be said again.
-            run.account.extend(ready.id, datetime.now(UTC) + run.dead_man)
-            ledger.rented(ready)
-            return ready
+            return make_ready(run, row)
         except PodLost as lost:
-            run.let_go(row.id)
-            run.account.release(name)
-            ledger.close(run.account)
-            run.check_cancelled()
-            run.log(f"WARNING pod {name} did not become ready ({lost}); {BOOTS - boot} more tries")
-    raise PodLost(f"Run {run.run_id}: {BOOTS} pods in a row did not become ready.")
+            problems.append(f"{row.name}: {lost}")
+            run.check()  # a pod that a cancel took away says nothing about its host
+            run.log(f"WARNING pod {row.name} will not do ({lost}); taking the next offer")
+            give_back(run, row, str(lost))
+    raise PodLost(f"Run {run.run_id}: {TRIES} hosts in a row would not do. The last ones: {'; '.join(problems[-3:])}")
 
 
-def _rent(run: Run, spec: PodSpec) -> PodRow:
-    """Rent, looking again for as long as the recipe waits for capacity."""
-    minutes = run.recipe.pod.capacity_wait_minutes
-    deadline = time.monotonic() + minutes * 60
+# -- what there is already ----------------------------------------------------------------------------------------
+
+
+def living_pod(run: Run) -> PodRow | None:
+    """The pod of this run that lives, if any: rented by an earlier process, or by a rent that nobody heard of.
+
+    Of several (there should be none) the newest is kept and the others are given back. Raises ControlPlaneError.
+    """
+    for intent in run.ledger.unsettled():
+        run.log(f"asking Lium what became of the rent of pod {intent.name}")
+        found = run.account.settle(intent)
+        if found is None:
+            run.ledger.refused(intent.name, "the request never arrived, or was refused")
+        else:
+            run.ledger.rented(found)
+    elsewhere = run.ledger.handed_on()
+    listed = [pod for pod in pods_of(run.account, run.run_id) if pod.name not in elsewhere]
+    living = {pod.id: pod for pod in listed if not pod.terminal}
+    for row in run.ledger.open():
+        if row["id"] in living:
+            continue
+        known = run.account.look_up(row["id"])  # the listing is not the last word
+        if known is None:
+            run.let_go(row["id"])
+            run.ledger.ended([row["name"]], run.account, "gone")
+        elif known.terminal:
+            give_back(run, known, f"it was {known.status}")
+        else:
+            living[known.id] = known
+    ordered = sorted(living.values(), key=lambda pod: pod_number(pod.name))
+    for extra in ordered[:-1]:
+        run.log(f"WARNING {extra.name} is one pod too many; it is given back")
+        give_back(run, extra, "one pod too many", blame=False)
+    if not ordered:
+        return None
+    run.log(f"pod {ordered[-1].name}: adopted")
+    run.ledger.rented(ordered[-1])
+    return ordered[-1]
+
+
+# -- a new one ----------------------------------------------------------------------------------------------------
+
+
+def rent_best(run: Run, stages: Sequence[str], problems: list[str]) -> PodRow | None:
+    """Rent the best offer; None when that host refused and the next is to be tried."""
+    offer, template_id = best_offer(run)
+    name = pod_name(run.run_id, stages, run.ledger.next_number(pods_of(run.account, run.run_id)))
+    check_money_left(run, offer)
+    order = RentOrder(
+        name=name,
+        executor_id=offer.host.executor_id,
+        gpu_count=offer.gpu_count,
+        template_id=template_id,
+        volume_id=run.account.volume_for(run.recipe.pod.volume) if run.recipe.pod.volume else None,
+        termination_hours=max(1, -(-run.recipe.pod.dead_man_minutes // 60)),
+        ceiling=run.recipe.pod.max_price_per_gpu_hour,
+    )
+    run.check()
+    run.log(f"renting {offer.gpu_count}x {offer.host.gpu} of {offer.host.huid} at ${offer.price_per_hour:.2f}/h: "
+            f"{', '.join(offer.reasons)}")  # fmt: skip
+    try:
+        row = run.account.rent(order, lambda intent: run.ledger.intends(intent, offer))
+    except CapacityError as error:
+        problems.append(f"{offer.host.huid}: {error}")
+        run.log(f"WARNING {offer.host.huid}: {error}")
+        run.ledger.refused(name, str(error))
+        rest(run, offer.host.executor_id, f"refused a rent: {error}", hours=REFUSED_RESTS_HOURS)
+        return None
+    except UserError as error:
+        run.ledger.refused(name, str(error))
+        raise
+    run.ledger.rented(row)
+    run.log(f"pod {name}: rented")
+    return row
+
+
+def best_offer(run: Run) -> tuple[Offer, str | None]:
+    """The best offer now and the template to rent it with, waiting for capacity as long as the recipe says."""
+    pod, began, pause_s = run.recipe.pod, run.clock.monotonic(), CAPACITY_LOOK_S
+    template_id = run.account.template_for(pod.image, run.log) if pod.image else pod.template_id
     while True:
-        run.check_cancelled()
-        try:
-            return run.account.rent(spec)
-        except CapacityError as error:
-            left_s = deadline - time.monotonic()
-            if left_s <= 0:
-                raise CapacityError(
-                    f"{error}. Waited {minutes:g} minutes (pod.capacity_wait_minutes): wait longer, or change pod.gpu, "
-                    "pod.gpu_count or pod.max_price_per_gpu_hour."
-                ) from error
-            run.log(f"WARNING {error}; looking again for {left_s / 60:.1f} minutes")
-            run.nap(min(CAPACITY_LOOK_S, left_s))
-
-
-def ensure_worker(run: Run, pod: LivePod) -> None:
-    """See that supervisor, Ray and worker run on the pod, and wait until the worker is online. Safe to repeat."""
-    ensure_supervisor(run, pod)
-    deadline = time.monotonic() + WORKER_S
-    while not worker_online(run.client, pod.name):
-        if time.monotonic() > deadline:
-            log = pod.connection.run(["tail", "-n", "15", "trainstack/worker.log"], timeout_s=30).stdout
-            raise ControlPlaneError(
-                f"The Prefect worker of pod {pod.name} did not come online in {WORKER_S:.0f} s. Its log's end:\n"
-                + log.decode(errors="replace")
+        ranking = rank_now(run, template_id)
+        if ranking.offers:
+            run.board.announce("", "")
+            return ranking.offers[0], template_id
+        left_s = pod.capacity_wait_minutes * 60 - (run.clock.monotonic() - began)
+        if left_s <= 0:
+            run.board.announce("", "")
+            waited = f"after {pod.capacity_wait_minutes:g} minutes" if pod.capacity_wait_minutes else "at once"
+            raise CapacityError(
+                f"{ranking.explain()}. Given up {waited} (pod.capacity_wait_minutes): wait longer, or change pod.gpu, "
+                "pod.gpu_count or pod.max_price_per_gpu_hour."
             )
-        run.nap(0.3)
-    run.log(f"pod {pod.name}: worker online, Prefect reached at {pod.api_url}")
+        until = datetime.fromtimestamp(run.clock.now() + left_s).astimezone()
+        run.board.announce("Waiting for capacity", f"{ranking.explain()}. Waiting until {until:%H:%M:%S %Z}.")
+        run.log(f"WARNING {ranking.explain()}; looking again for {left_s / 60:.1f} minutes")
+        run.nap(min(pause_s, left_s))
+        pause_s = min(pause_s * 1.5, LONGEST_LOOK_S)
 
 
-def ensure_supervisor(run: Run, pod: LivePod) -> None:
-    """Start the supervisor unless it lives. One that was told to end is started again.
+def rank_now(run: Run, template_id: str | None) -> Ranking:
+    """The offers of this moment, best first."""
+    wish, hosts, now = wish_of(run.recipe), run.account.hosts(), run.clock.now()
+    resting = run.board.resting() if run.recipe.pod.bad_host_hours else {}
+    spot = spot_allowed(run)
+    first = rank(hosts, wish, resting=resting, now=now, spot_allowed=spot)
+    if not run.ledger.known():  # before the first rent only: later a country may be sold out for an hour
+        check_wish(run.account, wish, hosts)
+        check_budget(run.recipe.pod, first)
+    estimates = {}
+    for executor_id in shortlist(first):
+        found = run.account.estimate(executor_id, template_id)
+        if found is not None:
+            estimates[executor_id] = found
+    return rank(hosts, wish, resting=resting, now=now, spot_allowed=spot, estimates=estimates) if estimates else first
 
-    If the pod really goes, its loss is noticed from the listing. One that is still stopping counts as living: ask
-    again.
-    """
-    status = supervisor_status(pod.connection)
-    if status is None or not status["alive"]:
-        start_supervisor(pod.connection, boot_document(run, pod.row, pod.api_url))
+
+def spot_allowed(run: Run) -> bool:
+    """tier spot-first: whether spot stands first now, or lost too many pods of this run within the last hour."""
+    lost = [
+        row
+        for row in run.ledger.rows()
+        if row["tier"] == "spot" and row["ended_at"] and row["why"] and row["id"] is not None
+        and run.clock.now() - datetime.fromisoformat(row["ended_at"]).timestamp() < HOUR_S
+    ]  # fmt: skip
+    return len(lost) < run.recipe.pod.spot_losses_per_hour
 
 
-def tunnel_api(recipe: Recipe, here: str, connection: PodConnection) -> str:
-    """URL of the Prefect API as seen from the pod; an adopted pod gets the port its worker already knows.
-
-    here: the API's URL on this machine. Loopback goes through a reverse tunnel, anything else is left as it is.
-    """
-    here = here.rstrip("/")
-    if recipe.api_url or not is_loopback(here):
-        return recipe.api_url or here
-    if os.environ.get("PREFECT_API_AUTH_STRING") and "PREFECT_API_AUTH_STRING" not in recipe.secrets:
-        raise UserError(
-            "This Prefect API asks for a password, which a pod does not get: with it, it could read every block. "
-            "To hand it over all the same, list PREFECT_API_AUTH_STRING under 'secrets:' in the recipe."
+def check_money_left(run: Run, offer: Offer) -> None:
+    """Raise RunEnded when the budget's rest would buy no more than the time of a last sync."""
+    charges = [*run.ledger.charges(), Charge(offer.price_per_hour, run.clock.now())]
+    stand = budget.account(charges, run.recipe.pod.budget_usd, run.clock.now())
+    if stand.money is Money.OUT:
+        raise RunEnded(
+            f"Run {run.run_id} has spent ${stand.spent:.2f} of its budget of ${stand.budget or 0:.2f} "
+            f"(pod.budget_usd); the rest is too little for another pod at ${offer.price_per_hour:.2f}/h.",
+            "Budget reached",
         )
-    known = connection.read_if_exists(PORT_FILE)
-    remote = int(known) if known and known.strip().isdigit() else 0
-    parsed = urlparse(here)
-    port = connection.forward_to_pod(parsed.port or 80, remote_port=remote)
-    connection.run(f"mkdir -p trainstack && echo {port} > {PORT_FILE}", timeout_s=30)
-    return f"http://127.0.0.1:{port}{parsed.path}"
 
 
-def boot_document(run: Run, row: PodRow, api_url: str) -> dict[str, Any]:
-    """What the supervisor gets on standard input: services, and the environment with the secrets."""
-    missing = [name for name in run.recipe.secrets if not os.environ.get(name)]
-    if missing:
-        raise UserError(f"The recipe's 'secrets:' names {', '.join(missing)}, which this environment does not have.")
-    env = {
-        **{name: os.environ[name] for name in run.recipe.secrets},
-        "PREFECT_API_URL": api_url,
-        "PREFECT_CLIENT_MAX_RETRIES": "9",
-        "PREFECT_WORKER_QUERY_SECONDS": "0.5",
-        "PREFECT_WORKER_HEARTBEAT_SECONDS": "5",
-        "PREFECT_WORKER_PREFETCH_SECONDS": "0",
-        "DO_NOT_TRACK": "1",
-        "TRAINSTACK_RUN_ID": run.run_id,
-        "TRAINSTACK_POD": row.name,
-    }
-    ray = ["python", "-m", "plugins.rayjobs.head", "--state", "~/trainstack/ray"]
-    ray += ["--num-cpus", str(run.recipe.pod.ray_cpus)]
-    if run.recipe.trainer.kind == "slime":
-        ray += ["--num-gpus", str(run.recipe.pod.gpu_count), "--cwd", run.recipe.trainer.slime_dir]
-    worker = ["python", "-m", "prefect", "worker", "start", "--pool", WORK_POOL, "--work-queue", row.name]
-    worker += ["--limit", "1", "--name", row.name]
-    services = [{"name": "worker", "argv": worker}, {"name": "ray", "argv": ray}]
-    return {"pod": row.name, "state_dir": "~/trainstack", "env": env, "services": services, "grace_s": 25}
+# -- until it can take stages -------------------------------------------------------------------------------------
 
 
-def upload(pod: LivePod, files: Sequence[tuple[Path, str]]) -> list[str]:
-    """Put files on the pod under names that contain their digest, so that a file already there is not sent twice."""
-    placed = []
-    for local, digest in files:
-        remote = f"trainstack/data/{digest[:16]}/{local.name}"
-        if pod.connection.run(["test", "-f", remote], timeout_s=60).rc != 0:
-            pod.connection.upload(local, remote)
-        home = pod.connection.run(["sh", "-c", 'printf %s "$HOME"'], timeout_s=60).stdout.decode()
-        placed.append(f"{home}/{remote}")
-    return placed
+def make_ready(run: Run, row: PodRow) -> PodLink:
+    """Wait for the boot, check price and preflight, start the worker. Raises PodLost when the pod will not do."""
+    run.hold(row.id)
+    ready = wait_ready(run.account, row, run.recipe.pod.ready_timeout_minutes * 60, run.poller, run.check)
+    run.extend(ready.id)  # at boot Lium sets the end that came with the rent; ours must be said again
+    check_price(run, ready)
+    run.ledger.rented(ready)
+    link = run.open_link(run, ready)
+    try:
+        if not run.ledger.fit(ready.name):
+            check_fit(run, link)
+            run.ledger.passed_preflight(ready.name)
+        link.ensure_worker()
+    except BaseException:
+        link.close()
+        raise
+    return link
+
+
+def check_price(run: Run, row: PodRow) -> None:
+    """A rent by host has no ceiling on Lium's side, so what the pod really costs is looked at before it is used."""
+    ceiling = run.recipe.pod.max_price_per_gpu_hour
+    count = row.gpu_count or run.recipe.pod.gpu_count
+    if ceiling is None or row.price_per_hour is None or row.price_per_hour <= ceiling * count + PRICE_TOLERANCE:
+        return
+    raise HostUnfit(
+        f"it costs ${row.price_per_hour / count:.2f} per GPU-hour, over the ceiling of ${ceiling:.2f} "
+        "(pod.max_price_per_gpu_hour): the host raised its price"
+    )
+
+
+def check_fit(run: Run, link: PodLink) -> None:
+    """Preflight: every check a row of a table artifact. Raises HostUnfit naming the rows that failed."""
+    checks = link.preflight()
+    run.board.show_table(
+        f"preflight-{pod_number(link.name)}", [check.row() for check in checks], f"Preflight of {link.name}"
+    )
+    if (problem := failing(checks)) is not None:
+        raise HostUnfit(f"preflight: {problem}")
+    run.log(f"pod {link.name}: preflight passed ({len(checks)} checks)")
+
+
+# -- giving it back -----------------------------------------------------------------------------------------------
+
+
+def give_back(run: Run, row: PodRow, why: str, *, blame: bool = True) -> None:
+    """End one pod for sure, note it, and let its host rest if it is to blame. Raises ControlPlaneError."""
+    run.let_go(row.id)
+    run.poller.unwatch(row.name)
+    run.account.release(row.name, [row.id])
+    run.board.drop_queue(row.name)
+    run.board.forget_warm(row.name)
+    run.ledger.ended([row.name], run.account, why)
+    executor = row.executor_id or next((r["executor"] for r in run.ledger.rows() if r["name"] == row.name), None)
+    if blame and executor:
+        rest(run, executor, why)
+
+
+def rest(run: Run, executor_id: str, why: str, hours: float | None = None) -> None:
+    """Leave a host out for `bad_host_hours` (or less), in this run and the next."""
+    longest = run.recipe.pod.bad_host_hours
+    hours = longest if hours is None else min(hours, longest)
+    if hours > 0:
+        run.board.rest_host(executor_id, Rest(until=run.clock.now() + hours * HOUR_S, why=why[:300]))
+
+
+@task(
+    name="drop-pod",
+    retries=5,
+    retry_delay_seconds=[1, 2, 5, 15, 30],
+    retry_condition_fn=outside_failed,
+    cache_policy=NO_CACHE,
+    persist_result=False,
+)
+def drop_pod(run: Run, row: PodRow, why: str) -> None:
+    """A pod in use is lost or will not do: end what is left of it for sure, and let its host rest."""
+    give_back(run, row, why)

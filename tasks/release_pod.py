@@ -5,60 +5,70 @@ It goes by the name's prefix and not by an id, so it also finds a pod whose rent
 
 import signal
 import threading
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from types import FrameType
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
-from prefect.exceptions import ObjectNotFound, PrefectHTTPStatusError
 
 from plugins.errors import ControlPlaneError
-from tasks.control_plane import api_answers
-from tasks.pod_ledger import PodLedger
-from tasks.provision_pod import LivePod, pods_of
-from tasks.run import Run
-from tasks.stage_contract import WORK_POOL
-
-LOOKS_FOR_A_CUT_RENT = 3
+from plugins.lium.pods import PodRow
+from tasks.provision_pod import pods_of
+from tasks.retry import outside_failed
+from tasks.run import PodLink, Run
 
 
 @task(
     name="release-pod",
     retries=5,
     retry_delay_seconds=[1, 2, 5, 15, 30],
-    retry_condition_fn=lambda _task, _run, state: isinstance(state.result(raise_on_failure=False), ControlPlaneError),
+    retry_condition_fn=outside_failed,
     cache_policy=NO_CACHE,
     persist_result=False,
 )
-def release_pods(run: Run, live: LivePod | None) -> float:
+def release_pods(run: Run, link: PodLink | None) -> float:
     """End every pod of the run and return what all its pods ever cost, in USD. Safe to repeat.
 
-    Without a pod in hand a rent may have been cut off on its way, so it is looked for more than once.
+    Pods are found by their name in Lium's listing, by their id in the ledger (a listing may lack one), and by the
+    intents whose outcome nobody heard of. What Prefect is told about it comes after all of them are gone.
     """
-    if live is not None:
-        live.connection.close()
-    released: list[str] = []
-    for look in range(1 if live else LOOKS_FOR_A_CUT_RENT):
-        time.sleep(1.0 if look else 0.0)
-        for pod in pods_of(run.account, run.run_id):
-            if not pod.terminal:
-                run.let_go(pod.id)
-                run.account.release(pod.name)
-                released.append(pod.name)
-                run.log(f"pod {pod.name} given back")
-    if not api_answers(run.client):
-        return 0.0
-    for name in released:
-        _drop_queue(run, name)
-    return PodLedger(run.client, run.run_id, run.flow_run_id).close(run.account)
+    if link is not None:
+        link.close()
+    strays = {intent.name: run.account.settle(intent) for intent in run.ledger.unsettled()}
+    elsewhere = run.ledger.handed_on()
+    ours = {pod.name: {pod.id} for pod in pods_of(run.account, run.run_id) if pod.name not in elsewhere}
+    for row in run.ledger.open():
+        ours.setdefault(row["name"], set()).add(row["id"])
+    for pod in strays.values():
+        if pod is not None:
+            ours.setdefault(pod.name, set()).add(pod.id)
+    for name, ids in ours.items():
+        for pod_id in ids:
+            run.let_go(pod_id)
+        run.poller.unwatch(name)
+        if run.account.release(name, ids):
+            run.log(f"pod {name} given back")
+    if not run.board.answers():
+        return run.money().spent
+    try:
+        _write_down(run, strays, list(ours))
+    except ControlPlaneError as error:
+        run.log(f"WARNING the pods are given back, but it could not be noted: {error}")
+    return run.money().spent
 
 
-def _drop_queue(run: Run, name: str) -> None:
-    with suppress(ObjectNotFound, PrefectHTTPStatusError):  # an empty queue left behind does no harm
-        queue = run.client.read_work_queue_by_name(name, work_pool_name=WORK_POOL)
-        run.client.delete_work_queue_by_id(queue.id)
+def _write_down(run: Run, strays: dict[str, PodRow | None], names: list[str]) -> None:
+    for name, pod in strays.items():
+        if pod is None:
+            run.ledger.refused(name, "the request never arrived, or was refused")
+        else:
+            run.ledger.rented(pod)
+    if names:
+        run.ledger.ended(names, run.account)
+    for name in names:
+        run.board.drop_queue(name)
+        run.board.forget_warm(name)
 
 
 @contextmanager

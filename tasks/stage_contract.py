@@ -71,6 +71,7 @@ class Heartbeat(BaseModel):
     reward: float | None = None
     sealed: int | None = None
     durable: int | None = None
+    gpu_percent: float | None = Field(None, description="Mean use of the pod's GPUs; None where nobody can tell.")
     warning: str | None = None
 
 
@@ -96,3 +97,16 @@ def parse_heartbeat(data: Any) -> Heartbeat | None:
         return Heartbeat.model_validate(rows[0])
     except (ValueError, TypeError, LookupError):
         return None
+
+
+def describe(beat: Heartbeat) -> str:
+    """One line of a heartbeat: phase, iteration, loss, reward, GPU use, checkpoints, warning."""
+    words = [f"attempt {beat.attempt}", beat.phase]
+    if beat.iteration is not None:
+        words.append(f"{beat.iteration + 1}/{beat.of or '?'}")
+    words += [f"loss {beat.loss:.3f}"] if beat.loss is not None else []
+    words += [f"reward {beat.reward:.3f}"] if beat.reward is not None else []
+    words += [f"GPU {beat.gpu_percent:.0f} %"] if beat.gpu_percent is not None else []
+    words += [f"durable {beat.durable}"] if beat.durable is not None else []
+    words += [f"WARNING {beat.warning}"] if beat.warning else []
+    return " · ".join(words)

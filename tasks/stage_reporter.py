@@ -11,8 +11,9 @@ from uuid import UUID
 from prefect.client.orchestration import SyncPrefectClient, get_client
 from prefect.client.schemas.objects import StateType
 
+from plugins.lium.gpu_use import gpu_use_here, mean_percent
 from tasks import artifacts
-from tasks.stage_contract import HEARTBEAT_SUFFIX, Heartbeat, artifact_key
+from tasks.stage_contract import HEARTBEAT_SUFFIX, Heartbeat, artifact_key, describe
 
 STATE_POLL_S = 2.0
 ENDED_FROM_OUTSIDE = frozenset(
@@ -78,9 +79,9 @@ class StageReporter:
             self._reason = state.name or state.type.value
 
     def _publish(self, client: SyncPrefectClient) -> None:
-        beat = self._beat
-        if beat is None:
+        if self._beat is None:
             return
+        beat = self._beat.model_copy(update={"gpu_percent": mean_percent(gpu_use_here())})
         row = beat.model_dump(mode="json")
         if self._beat_id is None:
             key = artifact_key(self._run_id, beat.stage, "progress")
@@ -92,4 +93,5 @@ class StageReporter:
         else:
             artifacts.update(client, self._beat_id, artifacts.table_data([row]))
         if self._progress_id is not None and beat.of and beat.iteration is not None:
-            artifacts.update(client, self._progress_id, round(100 * (beat.iteration + 1) / beat.of, 1))
+            done = round(100 * (beat.iteration + 1) / beat.of, 1)
+            artifacts.update(client, self._progress_id, done, f"{beat.stage} of {self._run_id}: {describe(beat)}")

@@ -19,7 +19,7 @@ from prefect.client.schemas.objects import FlowRun
 from plugins.errors import UserError
 from tasks import artifacts
 from tasks.control_plane import attempt_of, is_pipeline, recent_pipelines, runs_of, tag_value
-from tasks.pod_ledger import read_ledger
+from tasks.pod_ledger import charge_of, read_ledger
 from tasks.stage_contract import HEARTBEAT_SUFFIX, Heartbeat, StageResult, artifact_key, parse_heartbeat
 from tasks.steering import bury_dead_pipelines
 
@@ -34,7 +34,7 @@ def run_status(client: SyncPrefectClient, run_id: str) -> Status:
         raise UserError(f"No run '{run_id}' is known to the Prefect API at {client.api_url}. See `trainstack status`.")
     pipelines = sorted((r for r in found if is_pipeline(r)), key=_created, reverse=True)
     stage_runs = sorted((r for r in found if tag_value(r, "stage")), key=attempt_of)
-    pods = [_pod(row) for row in read_ledger(client, run_id)]
+    pods = [_pod(row) for row in read_ledger(client, run_id) if row["id"] is not None]
     head = pipelines[0] if pipelines else None
     first = pipelines[-1] if pipelines else None
     return {
@@ -120,10 +120,8 @@ def _result(flow_run: FlowRun) -> StageResult | None:
 
 
 def _pod(row: Status) -> Status:
-    cost = row["cost_usd"]
-    if cost is None and row["ended_at"] is None and row["price_per_hour"]:
-        hours = (datetime.now(UTC) - datetime.fromisoformat(row["rented_at"])).total_seconds() / 3600
-        cost = round(hours * row["price_per_hour"], 4)
+    charge = charge_of(row)
+    cost = None if charge is None else round(charge.usd(datetime.now(UTC).timestamp()), 4)
     keys = ("name", "id", "state", "gpu", "price_per_hour", "rented_at", "ended_at")
     return {**{key: row[key] for key in keys}, "cost_usd": cost}
 

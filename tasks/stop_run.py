@@ -12,15 +12,19 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.states import Cancelled, Cancelling
 
 from blocks.recipe import Recipe
+from plugins.checkpoints.stores.open import open_store
 from plugins.errors import ControlPlaneError, UserError
-from plugins.lium.client import LiumAccount
 from plugins.lium.pods import PodRow
 from plugins.lium.tunnel import PodConnection, known_hosts_file
 from tasks import artifacts
+from tasks.api_door import ApiDoor
 from tasks.control_plane import is_pipeline, runs_of, set_state
 from tasks.lium_account import open_account
-from tasks.pod_ledger import PodLedger
-from tasks.provision_pod import pods_of, tunnel_api
+from tasks.pod_link import open_link
+from tasks.prefect_board import PrefectBoard
+from tasks.provision_pod import pods_of, run_of
+from tasks.release_pod import release_pods
+from tasks.run import Run
 from tasks.stage_contract import artifact_key
 from tasks.steering import bury_dead_pipelines
 
@@ -44,28 +48,49 @@ def stop_run(run_id: str) -> Iterator[str]:
             yield "nothing was rented: the run ended before its recipe was recorded"
             return
         account = open_account(recipe)
-        pods = [pod for pod in pods_of(account, run_id) if not pod.terminal]
-        stages = [run for run in runs_of(client, run_id) if not is_pipeline(run) and _alive(run)]
-        tunnels = [_reach(client, account, recipe, pod) for pod in pods] if stages else []
-        try:
-            for stage in stages:
-                set_state(client, stage.id, Cancelling(message="trainstack stop"))
-            yield from _wait(client, stages, "stage", STAGE_ENDS_S)
-        finally:
-            for tunnel in tunnels:
-                tunnel.close()
-        yield from _return_pods(PodLedger(client, run_id, found[0].id), account, pods)
+        said: list[str] = []
+        with ApiDoor(recipe, str(client.api_url), said.append) as door:
+            run = Run(
+                run_id,
+                recipe,
+                board=PrefectBoard(client, run_id, found[0].id),
+                account=account,
+                store=open_store(recipe.checkpoint.store),
+                log=said.append,
+                open_link=lambda run, row: open_link(run, row, door),
+            )
+            stages = [stage for stage in runs_of(client, run_id) if not is_pipeline(stage) and _alive(stage)]
+            tunnels = [_reach(run, door, pod) for pod in pods_of(account, run_id) if pod.reachable] if stages else []
+            try:
+                for stage in stages:
+                    set_state(client, stage.id, Cancelling(message="trainstack stop"))
+                yield from _wait(client, stages, "stage", STAGE_ENDS_S)
+            finally:
+                for tunnel in tunnels:
+                    tunnel.close()
+            release_pods.fn(run, None)
+            _end_warm(run)
+        yield from said or ["no pod of this run is left"]
         yield from _settle(client, run_id)
 
 
-def _reach(client: SyncPrefectClient, account: LiumAccount, recipe: Recipe, pod: PodRow) -> PodConnection:
-    connection = PodConnection(pod, account.settings.ssh_key_path, known_hosts_file(pod.id))
+def _reach(run: Run, door: ApiDoor, pod: PodRow) -> PodConnection:
+    """Open the way back to Prefect for a stage whose pipeline was killed, so that it hears of the cancel."""
+    connection = PodConnection(pod, run.account.settings.ssh_key_path, known_hosts_file(pod.id))
     try:
         connection.connect(CONNECT_S)
-        tunnel_api(recipe, str(client.api_url), connection)
+        door.url_on_pod(connection)
     except ControlPlaneError:
         connection.close()  # then the stage cannot hear us; its pod is ended all the same
     return connection
+
+
+def _end_warm(run: Run) -> None:
+    for warm in run.board.warm_pods():
+        if run_of(warm.name) == run.run_id and warm.claimed_by is None and run.board.claim_warm(warm.name):
+            run.account.release(warm.name, [warm.pod_id])
+            run.board.forget_warm(warm.name)
+            run.log(f"pod {warm.name}, which was held warm, given back")
 
 
 def _wait(client: SyncPrefectClient, runs: list[FlowRun], what: str, timeout_s: float) -> Iterator[str]:
@@ -80,15 +105,6 @@ def _wait(client: SyncPrefectClient, runs: list[FlowRun], what: str, timeout_s: 
             yield f"{what} {run.name}: does not answer, set Cancelled"
         else:
             yield f"{what} {run.name}: {client.read_flow_run(run.id).state_name}"
-
-
-def _return_pods(ledger: PodLedger, account: LiumAccount, pods: list[PodRow]) -> Iterator[str]:
-    for pod in pods:
-        account.release(pod.name)
-        yield f"pod {pod.name} given back"
-    ledger.close(account)
-    if not pods:
-        yield "no pod of this run is left"
 
 
 def _settle(client: SyncPrefectClient, run_id: str) -> Iterator[str]:

@@ -4,9 +4,8 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from plugins.errors import StoreError
-from tasks import artifacts
 from tasks.run import Run
-from tasks.stage_contract import StageResult, artifact_key
+from tasks.stage_contract import StageResult
 
 
 @task(
@@ -30,6 +29,5 @@ def sync_checkpoint(run: Run, result: StageResult) -> str:
             f"ended at iteration {result.last_iteration}; the pod is kept out of the next steps."
         )
     rows = [{"file": file.path, "bytes": file.size_bytes, "sha256": file.sha256} for file in newest.files]
-    key = artifact_key(result.run_id, result.stage, "checkpoint")
-    artifacts.put_table(run.client, run.flow_run_id, key, rows, f"{result.checkpoint_uri}, sealed by {result.attempt}")
+    run.board.show_table(f"{result.stage}-checkpoint", rows, f"{result.checkpoint_uri}, sealed by {result.attempt}")
     return result.checkpoint_uri

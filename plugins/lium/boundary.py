@@ -53,8 +53,8 @@ def convert(error: Exception, what: str) -> TrainstackError:
         return OutcomeUnknown(f"{what}: {text}")
     if isinstance(error, lium.LiumAuthError):
         return UserError(f"{what}: {text}: check the Lium API key")
-    if isinstance(error, lium.LiumPermissionError):  # 402 budget of the key, 403 balance, scope
-        return UserError(f"{what}: Lium refuses: {text}: check the balance, the key's budget and its scopes")
+    if isinstance(error, lium.LiumPermissionError):
+        return UserError(f"{what}: Lium refuses: {text}: {_permission_remedy(error)}")
     if isinstance(error, lium.LiumNotFoundError):
         return NotFound(f"{what}: {text}")
     if isinstance(error, lium.LiumRateLimitError):
@@ -63,15 +63,47 @@ def convert(error: Exception, what: str) -> TrainstackError:
         return OutcomeUnknown(f"{what}: Lium does not answer: {text or type(error).__name__}")
     if isinstance(error, lium.LiumError):
         return _by_status(text, what)
+    if isinstance(error, ValueError) and "not in the current listing" in text:  # the SDK looks before it rents
+        return CapacityError(f"{what}: the host is rented or offline by now")
     if isinstance(error, ValueError) and "SSH keys" in text:
         return UserError(f"{what}: no public SSH key beside the private one (`<key>.pub`): create it with ssh-keygen")
     return ControlPlaneError(f"{what}: Lium's answer cannot be read ({type(error).__name__}: {text})")
+
+
+def refused_afresh(error: Exception) -> bool:
+    """Whether a replayed rent was refused as if it were new: then the server keeps no answer for its key.
+
+    The SDK calls every refusal unknown that is not the stored answer; the refusal itself is the cause.
+    """
+    from lium.sdk import exceptions as lium
+
+    cause = error.__cause__
+    return (
+        isinstance(cause, lium.LiumError)
+        and not isinstance(cause, lium.LiumServerError | lium.LiumRateLimitError)
+        and cause.code not in AMBIGUOUS_CODES
+    )
+
+
+def _permission_remedy(error: Exception) -> str:
+    """What a person can do about a 402 or 403."""
+    from lium.sdk import exceptions as lium
+
+    if isinstance(error, lium.LiumInsufficientBalanceError):
+        return "the balance is too low; top the account up"
+    if isinstance(error, lium.LiumBudgetExceededError):
+        return "the API key's own budget is used up; raise it in the Lium dashboard"
+    if isinstance(error, lium.LiumScopeError):
+        return "the API key lacks a right; make one that may rent in the Lium dashboard"
+    return "check the balance, the key's budget and its scopes"
 
 
 def _by_status(text: str, what: str) -> TrainstackError:
     """The SDK gives plain errors the status in their text only; one without is the SDK's own refusal."""
     match = _STATUS.match(text)
     status, detail = (int(match[1]), match[2]) if match else (0, text)
+    if status == 409 and ("attached to pod" in detail or "volume_in_use" in detail):
+        return UserError(f"{what}: {detail}: wait for that pod's end, or use another volume")
     if status == 409 or detail.startswith(("No node matches", "rent-by-spec returned no node")):
         return CapacityError(f"{what}: no machine fits now: {detail}")
     if status in (400, 402, 422):

@@ -6,39 +6,44 @@ success, waiting as long as Lium asks, and one error tree. Watching many pods is
 life `liveness.py`'s, and choosing what to rent the caller's.
 """
 
-import difflib
 import ipaddress
-import time
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Collection
+from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from plugins.errors import CapacityError, ControlPlaneError, PodLost, Refused, TrainstackError, UserError
-from plugins.lium.boundary import NotFound, OutcomeUnknown, RateLimited, boundary
+from plugins.errors import CapacityError, ControlPlaneError, Refused, TrainstackError, UserError
+from plugins.lium.boundary import NotFound, OutcomeUnknown, RateLimited, boundary, refused_afresh
+from plugins.lium.clock import Clock, SystemClock
+from plugins.lium.hosts import Host, host_from_info
+from plugins.lium.offers import Estimate
 from plugins.lium.pods import (
+    Intent,
     PodEvent,
     PodRecord,
     PodRow,
-    PodSpec,
+    RentOrder,
     event_from_json,
     format_time,
     record_from_json,
     row_from_info,
     row_from_json,
 )
-from plugins.lium.rent_inputs import template_for_image, volume_id
+from plugins.lium.rent_inputs import refuse_held_volume, template_for_image, volume_id
 
-__all__ = ["LiumAccount", "LiumSettings", "PodEvent", "PodRecord", "PodRow", "PodSpec", "guard"]
+__all__ = ["Intent", "LiumAccount", "LiumSettings", "PodEvent", "PodRecord", "PodRow", "RentOrder", "guard"]
 
 T = TypeVar("T")
 
 RATE_LIMIT_PATIENCE_S = 60.0
 LONGEST_PAUSE_S = 30.0
-GOOD_LISTINGS = 3  # listings that must agree before a pod whose rent got no answer counts as not rented
+GOOD_LOOKS = 3  # how often a rent without an answer must look as if it never arrived before it counts as such
 SETTLE_TIMEOUT_S = 120.0
+KEY_KEPT_S = 20 * 3600.0  # Lium keeps idempotency keys for 24 hours; a later replay would be a new rent
 
 
 @dataclass(frozen=True)
@@ -77,19 +82,11 @@ def guard(settings: LiumSettings, max_price: float | None, budget: float | None)
 class LiumAccount:
     """One account. Every method raises errors of `plugins/errors.py` only; ControlPlaneError means: wait, ask again."""
 
-    def __init__(self, settings: LiumSettings, *, sleep: Callable[[float], None] = time.sleep) -> None:
-        from lium import Lium
-        from lium.sdk import Config
-
+    def __init__(self, settings: LiumSettings, *, clock: Clock | None = None, lium: Any = None) -> None:
+        """lium: the SDK's client, if not a new one for these settings."""
         self.settings = settings
-        self._sleep = sleep
-        self._lium: Any = Lium(
-            Config(
-                api_key=settings.api_key,
-                base_url=settings.base_url.rstrip("/"),
-                ssh_key_path=settings.ssh_key_path.expanduser(),
-            )
-        )
+        self._clock = clock or SystemClock()
+        self._lium: Any = lium or _sdk(settings)
 
     # -- reading --------------------------------------------------------------------------------------------------
 
@@ -133,23 +130,121 @@ class LiumAccount:
         except TrainstackError:
             return None
 
+    # -- the market -----------------------------------------------------------------------------------------------
+
+    def hosts(self) -> list[Host]:
+        """Every host that is listed now, whatever its GPU."""
+        return [host_from_info(info) for info in self._ask("list hosts", self._lium.ls)]
+
+    def unknown_gpu(self, name: str) -> list[str] | None:
+        """The GPU names that Lium knows if `name` is none of them; None when it is, or when nobody answers."""
+        known: list[str] | None = self._lium.unknown_gpu_type(name)
+        return known
+
+    def estimate(self, executor_id: str, template_id: str | None) -> Estimate | None:
+        """How long a boot would take there and whether the image lies on the host; None when Lium does not say."""
+        if template_id is None:
+            return None
+        try:
+            raw = self._ask(
+                "estimate a boot",
+                lambda: self._lium.get_deployment_estimate(executor_id=executor_id, template_id=template_id),
+                patient=False,
+            )
+        except TrainstackError:
+            return None
+        seconds, cached = raw.get("estimated_seconds"), raw.get("is_cached_template")
+        return Estimate(
+            seconds=float(seconds) if isinstance(seconds, int | float) else None,
+            cached=cached if isinstance(cached, bool) else None,
+        )
+
+    def balance(self) -> float | None:
+        """USD left on the account; None when Lium does not say."""
+        found: float | None = self._ask("read the balance", self._lium.balance_or_none)
+        return found
+
+    def template_for(self, image: str, note: Callable[[str], None] = lambda _: None) -> str:
+        """Id of a private template that runs `image`, found or made and waited for (see `rent_inputs.py`)."""
+        return template_for_image(self._lium, self._ask, image, note=note, sleep=self._clock.sleep)
+
+    def volume_for(self, wanted: str, own_names: Collection[str] = ()) -> str:
+        """Id of a volume, found or made. UserError: unknown, ambiguous, or held by a pod that is not ours."""
+        found = volume_id(self._lium, self._ask, wanted)
+        refuse_held_volume(self._lium, self._ask, found, wanted, own_names)
+        return found
+
     # -- changing -------------------------------------------------------------------------------------------------
 
-    def rent(self, spec: PodSpec) -> PodRow:
-        """Rent one pod of this name, or adopt the one that exists; then set its dead-man switch.
+    def rent(self, order: RentOrder, journal: Callable[[Intent], None]) -> PodRow:
+        """Rent one pod on this host; `journal` writes the intent down right before the request is sent.
 
-        CapacityError: nothing fits now. UserError: unknown GPU, template or volume, no money, no SSH key. PodLost: a
-        pod of this name exists and has failed. ControlPlaneError: no answer; calling again adopts what was rented.
+        CapacityError: the host is gone or refuses. UserError: no money, no right, no SSH key, volume held elsewhere.
+        ControlPlaneError: no answer; the intent tells `settle` what was asked.
         """
-        self._check(spec)
-        row = self.find(spec.name)
-        if row is None:
-            row = self._rent_new(spec)
-        if row.terminal:
-            raise PodLost(f"pod {row.name} is {row.status}: {self.cause(row.id) or 'Lium gives no cause'}")
-        if not self.extend(row.id, datetime.now(UTC) + timedelta(seconds=spec.dead_man_s)):
-            raise PodLost(f"pod {row.name} was gone right after it was rented: {self.cause(row.id) or 'no cause'}")
-        return row
+        if not self.settings.loopback and (not self.settings.api_key or not order.ceiling):
+            raise Refused(f"pod {order.name}: {self.settings.base_url} costs real money: set an API key and a ceiling")
+        key = str(uuid.uuid4())
+        intents: list[Intent] = []
+
+        def before_send(request: dict[str, Any]) -> None:
+            endpoint, payload = str(request["endpoint"]), dict(request["payload"])
+            intents.append(Intent(order.name, order.executor_id, key, endpoint, payload, self._clock.now()))
+            journal(intents[0])
+
+        try:
+            with boundary(f"rent pod {order.name}"):
+                made = self._lium.up(
+                    executor_id=order.executor_id,
+                    name=order.name,
+                    template_id=order.template_id,
+                    volume_id=order.volume_id,
+                    gpu_count=order.gpu_count,
+                    termination_hours=order.termination_hours,
+                    idempotency_key=key,
+                    confirmed_only=True,
+                    before_send=before_send,
+                )
+        except NotFound as error:
+            raise CapacityError(f"{error}: host, template or volume is gone") from error
+        except OutcomeUnknown:
+            found = self.settle(intents[0]) if intents else None
+            if found is None:
+                raise CapacityError(f"rent pod {order.name}: the request was lost and rented nothing") from None
+            return found
+        return self._row_of(str(made["id"]), order.name, order.executor_id)
+
+    def settle(self, intent: Intent) -> PodRow | None:
+        """Find out what became of a rent whose answer nobody has: its pod (it may have ended by now), or None.
+
+        The same request is sent again with the same key: Lium answers with what it did the first time, or does it now.
+        ControlPlaneError: still not known after `SETTLE_TIMEOUT_S`; a pod that was rented ends at its server-side end.
+        """
+        began, fresh, pause_s = self._clock.monotonic(), 0, 1.0
+        replayable = self._clock.now() - intent.at < KEY_KEPT_S
+        problem = "Lium does not answer"
+        while True:
+            try:
+                row = self.find(intent.name)
+                if row is not None:
+                    return row
+                pod_id = self._replay(intent) if replayable else None
+                if pod_id is not None:
+                    return self._row_of(pod_id, intent.name, intent.executor_id)
+                fresh += 1
+            except (CapacityError, UserError):
+                return None  # the stored answer: it rented nothing
+            except ControlPlaneError as error:
+                problem = str(error)
+            if fresh >= GOOD_LOOKS:
+                return None
+            if self._clock.monotonic() - began >= SETTLE_TIMEOUT_S:
+                raise ControlPlaneError(
+                    f"whether pod {intent.name} was rented is not known ({problem}). Ask again later: a pod that "
+                    "appears is adopted, or ends by itself at its scheduled time"
+                )
+            self._clock.sleep(pause_s)
+            pause_s = min(pause_s * 2, 15.0)
 
     def extend(self, pod_id: str, until: datetime) -> bool:
         """Set the time at which Lium removes the pod by itself; False if the pod is gone already.
@@ -167,125 +262,69 @@ class LiumAccount:
             return False
         return True
 
-    def release(self, name: str, *, timeout_s: float = 120.0, good_listings: int = 1) -> list[PodRow]:
-        """Give back every pod of this name and look until none is listed; a pod that is gone counts as given back.
+    def release(self, name: str, ids: Collection[str] = (), *, timeout_s: float = 120.0) -> list[str]:
+        """Give back every pod of this name, and these ids whatever the listing shows; look until none is left.
 
-        `good_listings`: how many listings in a row must show none; ask for more after a rent without an answer, whose
-        pod may appear late. Returns the pods that were there. ControlPlaneError: not certain within `timeout_s`.
+        A pod that is gone counts as given back. Returns the ids of the pods that were there. ControlPlaneError: not
+        certain within `timeout_s`.
         """
-        released: dict[str, PodRow] = {}
-        deadline = time.monotonic() + timeout_s
-        clear, pause_s, problem = 0, 0.2, "it is still listed"
+        released: set[str] = set()
+        began, pause_s, problem = self._clock.monotonic(), 0.2, "it is still listed"
         while True:
             try:
-                rows = [row for row in self.pods() if row.name == name]
-                clear = 0 if rows else clear + 1
-                for row in rows:
-                    released[row.id] = row
-                    self._delete(row)
+                living = {row.id for row in self.pods() if row.name == name}
+                living |= {pod_id for pod_id in ids if pod_id not in living and self.look_up(pod_id) is not None}
+                if not living:
+                    return sorted(released)
+                for pod_id in living:
+                    self._delete(pod_id, name)
+                released |= living
             except ControlPlaneError as error:
                 problem = str(error)
-            if clear >= good_listings:
-                return list(released.values())
-            if time.monotonic() >= deadline:
+            if self._clock.monotonic() - began >= timeout_s:
                 raise ControlPlaneError(
                     f"pod {name} could not be given back within {timeout_s:.0f} s ({problem}); it may still cost "
                     "money: look at `lium ps`; it ends by itself at its scheduled time"
                 )
-            self._sleep(pause_s)
-            pause_s = min(pause_s * 2, 2.0)
+            self._clock.sleep(pause_s)
+            pause_s = min(pause_s * 2, 5.0)
 
     # -- steps ----------------------------------------------------------------------------------------------------
 
-    def _check(self, spec: PodSpec) -> None:
-        if spec.termination_hours < 1:
-            raise UserError(f"pod {spec.name}: termination_hours is {spec.termination_hours}; it must be 1 or more")
-        if not self.settings.loopback and (not self.settings.api_key or not spec.max_price_per_gpu_hour):
-            raise Refused(f"pod {spec.name}: {self.settings.base_url} costs real money: set an API key and a ceiling")
+    def _replay(self, intent: Intent) -> str | None:
+        """Send a rent again under its key: the pod's id, or None when it was refused as a new request.
 
-    def _rent_new(self, spec: PodSpec) -> PodRow:
-        self._check_gpu(spec)
-        template_id = spec.template_id
-        if template_id is None and spec.image is not None:
-            template_id = template_for_image(self._lium, self._ask, spec.name, spec.image)
-        arguments = {
-            "name": spec.name,
-            "gpu_type": spec.gpu_type,
-            "gpu_count": spec.gpu_count,
-            "max_price_per_gpu_hour": spec.max_price_per_gpu_hour,
-            "template_id": template_id,
-            "volume_id": volume_id(self._lium, self._ask, spec.volume) if spec.volume else None,
-            "termination_hours": spec.termination_hours,
-            "min_vram_gb": spec.min_vram_gb,
-            "min_cpus": spec.min_cpus,
-            "min_ram_gb": spec.min_ram_gb,
-            "min_disk_gb": spec.min_disk_gb,
-            "min_download_mbps": spec.min_download_mbps,
-            "min_ports": spec.min_ports,
-            "country": spec.country,
-        }
-        try:
-            with boundary(f"rent pod {spec.name} ({spec.gpu_count}x {spec.gpu_type})"):
-                result = self._lium.rent(**arguments)
-        except NotFound as error:
-            raise UserError(f"{error}: check template, image and volume of the recipe") from error
-        except (OutcomeUnknown, RateLimited) as error:
-            return self._settle(spec.name, error)
-        return self._rented_row(spec, result)
+        Raises what the first request was answered with, ControlPlaneError when that is not known.
+        """
+        from lium.sdk.exceptions import LiumRentOutcomeUnknownError
 
-    def _settle(self, name: str, error: ControlPlaneError) -> PodRow:
-        """Find out whether a rent without an answer made a pod. Renting again here could pay twice."""
-        deadline = time.monotonic() + SETTLE_TIMEOUT_S
-        good = 0
-        while good < GOOD_LISTINGS and time.monotonic() < deadline:
-            if good:
-                self._sleep(1.0)
-            try:
-                row = self.find(name)
-            except ControlPlaneError:
-                self._sleep(2.0)
-                continue
-            if row is not None:
-                return row
-            good += 1
-        seen = f"{good} good listings show no pod of that name" if good else "the listing does not answer either"
-        raise ControlPlaneError(f"{error}; {seen}. Ask again later: a pod that appears is adopted") from error
-
-    def _rented_row(self, spec: PodSpec, result: Any) -> PodRow:
-        """The new pod as it is listed, or what the rent itself said while the listing does not have it yet."""
-        pod = result.pod
-        if not pod or not pod.get("id"):
-            raise CapacityError(f"rent pod {spec.name}: Lium chose a machine but rented none")
-        try:
-            row = self.find(spec.name)
-        except ControlPlaneError:
-            row = None
-        return row or PodRow(
-            id=str(pod["id"]),
-            name=spec.name,
-            status="PENDING",
-            price_per_hour=result.price_per_hour,
-            executor_id=result.executor.id,
-            gpu_name=result.executor.machine_name,
-            gpu_count=result.gpu_count,
-            created_at=datetime.now(UTC),
+        question = LiumRentOutcomeUnknownError(
+            "what became of this rent",
+            idempotency_key=intent.key,
+            pod_name=intent.name,
+            executor_id=intent.executor_id,
+            endpoint=intent.endpoint,
+            payload=intent.payload,
         )
+        with boundary(f"ask what became of the rent of pod {intent.name}"):
+            try:
+                return str(self._lium._replay_rent(question)["id"])
+            except LiumRentOutcomeUnknownError as error:
+                if refused_afresh(error):
+                    return None
+                raise
 
-    def _check_gpu(self, spec: PodSpec) -> None:
-        known: list[str] | None = self._lium.unknown_gpu_type(spec.gpu_type)  # None: known, or nobody answers
-        if known is None:
-            return
-        near = difflib.get_close_matches(spec.gpu_type.upper().replace(" ", ""), known, n=3, cutoff=0.4)
-        hint = f"did you mean {' or '.join(near)}? " if near else ""
-        raise UserError(f"Lium knows no GPU called {spec.gpu_type!r}: {hint}It has {', '.join(known)}")
-
-    def _delete(self, row: PodRow) -> None:
-        if row.status == "DELETING":
-            return
+    def _row_of(self, pod_id: str, name: str, executor_id: str) -> PodRow:
+        """The pod as its look-up shows it, or what the rent said while nobody answers."""
+        ended = PodRow(id=pod_id, name=name, status="DELETED", executor_id=executor_id)
         try:
-            self._ask(f"give back pod {row.name}", lambda: self._lium.down(row))
-        except NotFound:
-            return
+            return self.look_up(pod_id) or ended
+        except ControlPlaneError:
+            return PodRow(id=pod_id, name=name, status="PENDING", executor_id=executor_id)
+
+    def _delete(self, pod_id: str, name: str) -> None:
+        with suppress(NotFound):
+            self._ask(f"give back pod {name}", lambda: self._lium.down(PodRow(id=pod_id, name=name, status="")))
 
     def _ask(self, what: str, call: Callable[[], T], *, patient: bool = True) -> T:
         """Call the SDK; on 429 wait as long as Lium asks, up to a minute in all."""
@@ -298,8 +337,21 @@ class LiumAccount:
                 pause_s = min(max(pause_s, error.retry_after_s or 0.0), LONGEST_PAUSE_S)
                 if not patient or waited_s + pause_s > RATE_LIMIT_PATIENCE_S:
                     raise
-                self._sleep(pause_s)
+                self._clock.sleep(pause_s)
                 waited_s, pause_s = waited_s + pause_s, pause_s * 2
+
+
+def _sdk(settings: LiumSettings) -> Any:
+    from lium import Lium
+    from lium.sdk import Config
+
+    return Lium(
+        Config(
+            api_key=settings.api_key,
+            base_url=settings.base_url.rstrip("/"),
+            ssh_key_path=settings.ssh_key_path.expanduser(),
+        )
+    )
 
 
 def _terminal_then_age(row: PodRow) -> tuple[bool, datetime]:

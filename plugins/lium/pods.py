@@ -33,31 +33,32 @@ _SSH_COMMAND = re.compile(r"ssh (?P<user>[\w][\w.-]*)@(?P<host>[A-Za-z0-9][A-Za-
 
 
 @dataclass(frozen=True)
-class PodSpec:
-    """What to rent.
+class RentOrder:
+    """One rent: which host, under which name.
 
-    `name` must be unique over the account's life: it is how a lost answer is resolved. `termination_hours` is the
-    server-side end sent with the rent itself; `dead_man_s` the shorter one set right after it.
-    `volume` is `new:name=x`, `id:<id or huid>` or a volume's name. `image` is a full reference
-    (`repo/name:tag` or `repo/name@sha256:...`); without image and template Lium picks its recommended template.
+    `name` is unique over the account's life: it is how a lost answer is resolved. `termination_hours` is the
+    server-side end that goes with the rent (Lium counts it from the boot). `ceiling`: USD per GPU-hour.
     """
 
     name: str
-    gpu_type: str
+    executor_id: str
     gpu_count: int = 1
-    max_price_per_gpu_hour: float | None = None
     template_id: str | None = None
-    image: str | None = None
-    volume: str | None = None
+    volume_id: str | None = None
     termination_hours: int = 1
-    dead_man_s: float = 1800.0
-    min_vram_gb: float | None = None
-    min_cpus: int | None = None
-    min_ram_gb: float | None = None
-    min_disk_gb: float | None = None
-    min_download_mbps: float | None = None
-    min_ports: int | None = None
-    country: str | None = None
+    ceiling: float | None = None
+
+
+@dataclass(frozen=True)
+class Intent:
+    """A rent request as it is about to be sent: enough to send the very same one again. `at`: epoch seconds."""
+
+    name: str
+    executor_id: str
+    key: str
+    endpoint: str
+    payload: dict[str, Any]
+    at: float
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ as Lium asks. It only reports; what an absence means is `liveness.py`'s.
 """
 
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ from typing import Protocol
 from plugins.errors import ControlPlaneError, PodLost, TrainstackError
 from plugins.lium.boundary import RateLimited
 from plugins.lium.client import LiumAccount
+from plugins.lium.clock import Background, Clock, SystemClock
 from plugins.lium.liveness import Evidence, Lookup, Probe
 from plugins.lium.pods import PodRow
 
@@ -22,7 +22,6 @@ PER_MINUTE = 60
 FIRST_LOOKS = 3
 FIRST_INTERVAL_S = 0.3
 LONGEST_BACKOFF_S = 30.0
-NEVER_LISTED_S = 20.0  # the SDK's MISSING_GRACE_SECONDS: a rented pod that no listing shows so long is gone
 
 
 class Listing(Protocol):
@@ -70,74 +69,82 @@ class Sighting:
 
 
 class PodPoller:
-    """Lists the account's pods from one thread, for every pod that is watched."""
+    """Lists the account's pods from one duty, for every pod that is watched."""
 
-    def __init__(self, account: Listing, *, interval_s: float = 3.0, boot_interval_s: float = 1.0) -> None:
+    def __init__(
+        self,
+        account: Listing,
+        *,
+        interval_s: float = 3.0,
+        boot_interval_s: float = 1.0,
+        clock: Clock | None = None,
+    ) -> None:
         self._account = account
         self._interval_s = interval_s
         self._boot_interval_s = boot_interval_s
-        self._changed = threading.Condition()
+        self.clock: Clock = clock or SystemClock()
+        self._lock = threading.Lock()
+        self._news = threading.Event()
         self._sightings: dict[str, Sighting] = {}
         self._looks: deque[float] = deque(maxlen=PER_MINUTE)
         self._quick_looks = 0
         self._failures = 0
         self._asked_pause_s = 0.0
         self._closed = False
-        self._thread: threading.Thread | None = None
+        self._duty: Background | None = None
 
     def watch(self, name: str) -> None:
         """Begin to report on the pod of this name; the first look is at once. Watching twice is watching once."""
-        with self._changed:
+        with self._lock:
             if self._closed:
                 raise ControlPlaneError("the pod poller is closed")
             if name in self._sightings:
                 return
             self._sightings[name] = Sighting()
             self._quick_looks = FIRST_LOOKS
-            if self._thread is None:
-                self._thread = threading.Thread(target=self._poll, name="pod-poller", daemon=True)
-                self._thread.start()
-            self._changed.notify_all()
+        if self._duty is None:
+            self._duty = self.clock.duty("pod-poller", self._turn)
+        else:
+            self._duty.wake()
 
     def unwatch(self, name: str) -> None:
         """Stop reporting on a pod; without any watched pod nothing is listed."""
-        with self._changed:
+        with self._lock:
             self._sightings.pop(name, None)
 
     def snapshot(self, name: str) -> Sighting:
         """Return what is known now, without asking Lium. An unwatched name is watched from here on."""
         self.watch(name)
-        with self._changed:
+        with self._lock:
             return self._sightings.get(name, Sighting())
 
     def wait(self, timeout_s: float) -> None:
         """Wait for the next listing, good or failed, or until the time is over."""
-        with self._changed:
-            self._changed.wait(timeout_s)
+        self._news.clear()
+        self.clock.sleep(timeout_s, self._news)
 
     def close(self) -> None:
-        """End the thread (at once, or after the listing that is on its way). May be called again."""
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
-        if self._thread is not None:
-            self._thread.join(2.0)
+        """End the duty (at once, or after the listing that is on its way). May be called again."""
+        self._closed = True
+        if self._duty is not None:
+            self._duty.stop()
 
-    def _poll(self) -> None:
-        while True:
-            with self._changed:
-                while not self._closed and (pause_s := self._pause_s()) > 0:
-                    self._changed.wait(pause_s)
-                if self._closed:
-                    return
-                self._looks.append(time.monotonic())
-                self._quick_looks = max(0, self._quick_looks - 1)
-            try:
-                rows = list(self._account.pods(patient=False))
-            except TrainstackError as error:
-                self._note_failure(error)
-            else:
-                self._note_rows(rows)
+    def _turn(self) -> float:
+        """Look if it is time to; returns the seconds until the next look."""
+        with self._lock:
+            if self._closed or (pause_s := self._pause_s()) > 0:
+                return 3600.0 if self._closed else pause_s
+            self._looks.append(self.clock.monotonic())
+            self._quick_looks = max(0, self._quick_looks - 1)
+        try:
+            rows = list(self._account.pods(patient=False))
+        except TrainstackError as error:
+            self._note_failure(error)
+        else:
+            self._note_rows(rows)
+        self._news.set()
+        with self._lock:
+            return self._pause_s()
 
     def _pause_s(self) -> float:
         """How long until the next look; the window of 60 looks a minute holds whatever the rhythm is."""
@@ -145,7 +152,7 @@ class PodPoller:
             return 3600.0
         if not self._looks:
             return 0.0
-        now = time.monotonic()
+        now = self.clock.monotonic()
         due = self._looks[-1] + self._rhythm_s()
         if len(self._looks) == PER_MINUTE:
             due = max(due, self._looks[0] + 60.0)
@@ -160,15 +167,14 @@ class PodPoller:
         return self._boot_interval_s if booting else self._interval_s
 
     def _note_failure(self, error: TrainstackError) -> None:
-        with self._changed:
+        with self._lock:
             self._failures += 1
             self._asked_pause_s = (error.retry_after_s or 0.0) if isinstance(error, RateLimited) else 0.0
             for name, sighting in self._sightings.items():
                 self._sightings[name] = replace(sighting, error=str(error))
-            self._changed.notify_all()
 
     def _note_rows(self, rows: Sequence[PodRow]) -> None:
-        with self._changed:
+        with self._lock:
             self._failures = 0
             for name, before in self._sightings.items():
                 found = sorted((row for row in rows if row.name == name), key=lambda row: row.terminal)
@@ -177,61 +183,40 @@ class PodPoller:
                     row=row,
                     last_row=row or before.last_row,
                     good_listings_absent=0 if row else before.good_listings_absent + 1,
-                    last_good_at=time.time(),
+                    last_good_at=self.clock.now(),
                 )
-            self._changed.notify_all()
 
 
 def wait_ready(
-    account: LiumAccount,
-    name: str,
-    timeout_s: float,
-    cancelled: Callable[[], bool] = lambda: False,
-    *,
-    poller: PodPoller | None = None,
-) -> PodRow | None:
-    """Wait until the pod runs and says where its SSH server is; None if `cancelled()` came first.
+    account: LiumAccount, pod: PodRow, timeout_s: float, poller: PodPoller, check: Callable[[], None] = lambda: None
+) -> PodRow:
+    """Wait until the pod runs and says where its SSH server is; `check` is called all the while and may raise.
 
-    Without `poller` one is made for this wait. PodLost: the pod failed (with Lium's cause), vanished, or was not ready
-    within `timeout_s`. A listing that fails is no reason to give up before that.
+    PodLost: the pod failed (with Lium's cause), is gone, or was not ready within `timeout_s`. A listing that fails, or
+    that does not have the pod while its look-up finds it, is no reason to give up before that.
     """
-    used = poller or PodPoller(account)
-    try:
-        return _wait_ready(account, used, name, timeout_s, cancelled)
-    finally:
-        if poller is None:
-            used.close()
-
-
-def _wait_ready(
-    account: LiumAccount, poller: PodPoller, name: str, timeout_s: float, cancelled: Callable[[], bool]
-) -> PodRow | None:
-    started = time.monotonic()
-    while not cancelled():
-        seen = poller.snapshot(name)
+    began, asked_at = poller.clock.monotonic(), 0
+    while True:
+        check()
+        seen = poller.snapshot(pod.name)
         if seen.row is not None and seen.row.reachable:
             return seen.row
-        waited_s = time.monotonic() - started
-        _raise_if_gone(account, name, seen, waited_s)
+        if seen.row is not None and seen.row.terminal:
+            raise PodLost(f"pod {pod.name} is {seen.row.status}: {account.cause(pod.id) or 'Lium gives no cause'}")
+        if seen.error is None and seen.good_listings_absent >= max(2, asked_at + 1):
+            asked_at = seen.good_listings_absent
+            _raise_if_gone(account, pod)
+        waited_s = poller.clock.monotonic() - began
         if waited_s >= timeout_s:
             state = f"{seen.last_row.status} {seen.last_row.phase or ''}".strip() if seen.last_row else "never listed"
-            raise PodLost(f"pod {name} was not ready within {timeout_s:.0f} s ({seen.error or state})")
-        poller.wait(min(0.25, timeout_s - waited_s))
-    return None
+            raise PodLost(f"pod {pod.name} was not ready within {timeout_s:.0f} s ({seen.error or state})")
+        poller.wait(min(1.0, timeout_s - waited_s))
 
 
-def _raise_if_gone(account: LiumAccount, name: str, seen: Sighting, waited_s: float) -> None:
-    if seen.row is not None and seen.row.terminal:
-        raise PodLost(f"pod {name} is {seen.row.status}: {account.cause(seen.row.id) or 'Lium gives no cause'}")
-    if seen.error is not None or seen.row is not None or seen.good_listings_absent < 2:
-        return
-    if seen.last_row is None:
-        if waited_s >= NEVER_LISTED_S:
-            raise PodLost(f"pod {name} was in none of {seen.good_listings_absent} listings of {waited_s:.0f} s")
-        return
+def _raise_if_gone(account: LiumAccount, pod: PodRow) -> None:
     try:
-        gone = account.look_up(seen.last_row.id) is None
+        gone = account.look_up(pod.id) is None
     except ControlPlaneError:
         return
     if gone:
-        raise PodLost(f"pod {name} vanished while it booted: {account.cause(seen.last_row.id) or 'no cause given'}")
+        raise PodLost(f"pod {pod.name} vanished while it booted: {account.cause(pod.id) or 'no cause given'}")

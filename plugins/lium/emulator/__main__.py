@@ -12,6 +12,7 @@ import argparse
 import asyncio
 import contextlib
 import json
+import math
 import os
 import signal
 import socket
@@ -24,7 +25,8 @@ import uvicorn
 import plugins
 from plugins.errors import UserError
 from plugins.lium.emulator import inventory
-from plugins.lium.emulator.app import create_app
+from plugins.lium.emulator.app import LISTINGS_PER_MINUTE, create_app
+from plugins.lium.emulator.fault_answers import Connection
 from plugins.lium.emulator.faults import Faults
 from plugins.lium.emulator.pod_process import choose_mode
 from plugins.lium.emulator.pods import Pods, Settings
@@ -56,8 +58,26 @@ def _parser() -> argparse.ArgumentParser:
     add("--boot-delay", type=float, default=0.0, metavar="S", help="seconds a pod stays PENDING (default 0)")
     add("--mode", choices=["auto", "namespace", "plain"], default="auto", help="how pods are kept apart (default auto)")
     add("--inventory", type=Path, metavar="FILE", help="JSON list of machines instead of the default ones")
+    per_minute = "pod listings a minute for each API key, then 429, as on the real service (default 60)"
+    add("--listings-per-minute", type=_from_1, default=LISTINGS_PER_MINUTE, metavar="N", help=per_minute)
+    scale = "bill K seconds for each one; scheduled ends, boots and all other times stay real (default 1)"
+    add("--billing-scale", type=_positive, default=1.0, metavar="K", help=scale)
     add("--ready-file", type=Path, metavar="FILE", help='gets {"url", "pid"} when serving')
     return parser
+
+
+def _from_1(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise ValueError(text)
+    return number
+
+
+def _positive(text: str) -> float:
+    number = float(text)
+    if not (math.isfinite(number) and number > 0):
+        raise ValueError(text)
+    return number
 
 
 async def _serve(args: argparse.Namespace) -> int:
@@ -68,10 +88,12 @@ async def _serve(args: argparse.Namespace) -> int:
         contextlib.closing(StateFile(args.state.absolute())) as file,
     ):
         mode = await choose_mode(args.mode, file.folder)
-        pods = Pods(file, machines, Settings(mode, shares, env, args.boot_delay), Faults())
+        settings = Settings(mode, shares, env, args.boot_delay, args.billing_scale)
+        pods = Pods(file, machines, settings, Faults())
         server = _Server(
             uvicorn.Config(
-                create_app(pods),
+                create_app(pods, args.listings_per_minute),
+                http=Connection,
                 log_level="warning",
                 timeout_graceful_shutdown=CLOSE_CONNECTIONS_WITHIN_S,
                 lifespan="on",

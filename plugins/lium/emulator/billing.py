@@ -1,12 +1,13 @@
 """What pods cost: by the second, from the moment a pod first runs until it is removed.
 
-A pod that never ran costs nothing. A reboot goes on counting, as a rented machine does. All amounts are USD.
+A pod that never ran costs nothing. A reboot goes on counting, as a rented machine does. All amounts are USD. A pod's
+`billing_scale` makes its meter run faster than the clock, so that a test can spend money; no other time is scaled.
 """
 
 from collections.abc import Iterable
 from typing import Any
 
-from plugins.lium.emulator.inventory import Machine
+from plugins.lium.emulator.machine import Machine
 from plugins.lium.emulator.state import Account, Pod, iso
 
 HOUR_S = 3600.0
@@ -17,7 +18,8 @@ def billed_seconds(pod: Pod, now_s: float) -> float:
     """Seconds the pod is charged for up to `now_s`."""
     if pod.billed_from_s is None:
         return 0.0
-    return max(0.0, (now_s if pod.removed_at_s is None else pod.removed_at_s) - pod.billed_from_s)
+    until_s = now_s if pod.removed_at_s is None else pod.removed_at_s
+    return max(0.0, until_s - pod.billed_from_s) * pod.billing_scale
 
 
 def cost(pod: Pod, now_s: float) -> float:
@@ -30,7 +32,7 @@ def balance(account: Account, present: Iterable[Pod], now_s: float) -> float:
     return account.deposited_usd - account.spent_usd - sum(cost(pod, now_s) for pod in present)
 
 
-def record(pod: Pod, machine: Machine, image: str, now_s: float) -> dict[str, Any]:
+def record(pod: Pod, machine: Machine, now_s: float) -> dict[str, Any]:
     """The answer of `GET /pods/{id}/record`."""
     total = round(cost(pod, now_s), 6)
     segment = {
@@ -44,7 +46,7 @@ def record(pod: Pod, machine: Machine, image: str, now_s: float) -> dict[str, An
         "pod_name": pod.name,
         "gpu_name": machine.gpu,
         "gpu_count": len(pod.gpu_indices),
-        "image": image,
+        "image": pod.image,
         "executor_id": pod.executor_id,
         "created_at": iso(pod.created_at_s),
         "removed": pod.removed,

@@ -1,6 +1,12 @@
 """Who calls the API, and how the API says no: shared by all routes.
 
-Every API key that is not empty and does not begin with `bad` is an account; some routes work without a key.
+Every API key that is not empty is an account, with a few that are refused by the way they begin:
+
+    bad...       no key at all (401)
+    norent...    may look, not rent (403, as the real service says that the scope is missing)
+    poor...      has 1 cent on the account, so that a rent is refused (403)
+
+Some routes work without a key.
 """
 
 import json
@@ -56,6 +62,14 @@ def caller(request: Request) -> Account:
     return pods_of(request).state.account_of(key)
 
 
+def renter(request: Request) -> Account:
+    """The account of a key that may rent; 403 for one without the right to."""
+    account = caller(request)
+    if request.headers["x-api-key"].startswith("norent"):
+        raise ApiError(403, "missing_scope", "This API key does not have the 'rent' scope")
+    return account
+
+
 def maybe_caller(request: Request) -> Account | None:
     """The account, or None for a caller without a key."""
     return caller(request) if request.headers.get("x-api-key") else None
@@ -74,5 +88,6 @@ async def json_body(request: Request) -> dict[str, Any]:
 
 Emulated = Annotated[Pods, Depends(pods_of)]
 Caller = Annotated[Account, Depends(caller)]
+Renter = Annotated[Account, Depends(renter)]
 MaybeCaller = Annotated[Account | None, Depends(maybe_caller)]
 Body = Annotated[dict[str, Any], Depends(json_body)]

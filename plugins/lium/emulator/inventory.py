@@ -9,120 +9,15 @@ import json
 import re
 import uuid
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 from plugins.errors import UserError
+from plugins.lium.emulator.capacity import check_changes
+from plugins.lium.emulator.machine import Machine
 
-Row = dict[str, Any]
-KIB_PER_GB = 1_000_000_000 / 1024
 PRICE_TOLERANCE = 1e-9  # a ceiling copied from a listing must still admit the machine it was copied from
-
-
-@dataclass(frozen=True)
-class Machine:
-    """One host. Prices in USD per GPU and hour, sizes in GB, VRAM in MiB per GPU, speeds in Mbit/s."""
-
-    id: str
-    gpu: str
-    price_per_gpu: float
-    gpu_count: int
-    vram_mib: int
-    min_gpu_count: int | None = 1
-    tier: str = "secure"
-    country: str = "US"
-    city: str = "Dallas"
-    cpus: int = 128
-    ram_gb: float = 1024.0
-    disk_gb: float = 4000.0
-    download_mbps: float = 5000.0
-    upload_mbps: float = 4000.0
-    nvlink: bool = False
-    docker_in_docker: bool = False
-    ports: int = 20
-    power_w: int = 700
-    driver: str = "580.95.05"
-    cuda: float = 13.0
-    reliability: float = 99.0
-
-    def row(self, free: int, verified_at: str) -> Row:
-        """The executor row of lium.md 4.2; `free` GPUs are not rented now."""
-        whole_only = self.min_gpu_count is None
-        available = free if not whole_only or free == self.gpu_count else 0
-        pairs = self.gpu_count * (self.gpu_count - 1) // 2
-        return {
-            "id": self.id,
-            "machine_name": self.gpu,
-            "price_per_gpu": self.price_per_gpu,
-            "gpu_count": self.gpu_count,
-            "available_gpu_count": available,
-            "min_gpu_count_for_rental": self.min_gpu_count,
-            "executor_ip_address": "127.0.0.1",
-            "location": {"country": self.country, "country_code": self.country, "city": self.city},
-            "status": "active",
-            "tier": self.tier,
-            "max_cuda_version": self.cuda,
-            "effective_download_speed_mbps": self.download_mbps,
-            "effective_upload_speed_mbps": self.upload_mbps,
-            "nvlink": self.nvlink,
-            "interconnect": {
-                "nvlink": self.nvlink,
-                "nvlink_links": 18 if self.nvlink else 0,
-                "p2p": self.nvlink,
-                "pcie_class": "SYS",
-                "gpu_pairs": pairs,
-                "nvlink_pairs": pairs if self.nvlink else 0,
-            },
-            "gpu_power_limited": False,
-            "gpu_power_limit_w": self.power_w,
-            "gpu_power_limit_default_w": self.power_w,
-            "frequent_rent_failures": False,
-            "last_verified_at": verified_at,
-            "reliability_score": self.reliability,
-            "specs": {
-                "gpu": {
-                    "count": self.gpu_count,
-                    "driver": self.driver,
-                    "details": [{"name": self.gpu, "capacity": self.vram_mib}] * self.gpu_count,
-                },
-                "cpu": {"count": self.cpus},
-                "ram": {"total": int(self.ram_gb * KIB_PER_GB), "pod_reserve": 1048576},
-                "hard_disk": {"total": int(self.disk_gb * KIB_PER_GB), "free": int(self.disk_gb * KIB_PER_GB)},
-                "network": {"download_speed": self.download_mbps, "upload_speed": self.upload_mbps},
-                "sysbox_runtime": self.docker_in_docker,
-                "available_port_count": self.ports,
-            },
-        }
-
-    def rentable(self, free: int) -> list[int]:
-        """The GPU counts that can be rented now."""
-        if self.min_gpu_count is None:
-            return [self.gpu_count] if free == self.gpu_count else []
-        return list(range(self.min_gpu_count, free + 1))
-
-    def nvidia_smi(self, pod_id: str, indices: list[int]) -> list[dict[str, object]]:
-        """The rows a fake `nvidia-smi` answers with in a pod that has these GPUs of the machine."""
-        return [
-            {
-                "index": position,
-                "name": self.gpu,
-                "uuid": f"GPU-{uuid.uuid5(uuid.UUID(self.id), str(index))}",
-                "pci.bus_id": f"00000000:{index + 1:02X}:00.0",
-                "driver_version": self.driver,
-                "memory.total": self.vram_mib,
-                "memory.used": 4,
-                "memory.free": self.vram_mib - 4,
-                "utilization.gpu": 0,
-                "utilization.memory": 0,
-                "temperature.gpu": 31,
-                "power.draw": 75.0,
-                "power.limit": float(self.power_w),
-                "pstate": "P0",
-                "count": len(indices),
-            }
-            for position, index in enumerate(indices)
-        ]
 
 
 class NothingFits(Exception):
@@ -227,7 +122,10 @@ def load(path: Path | None) -> list[Machine]:
         return DEFAULT_FLEET
     try:
         rows = json.loads(path.read_text())
-        return [Machine(**{"id": _fixed_id(f"{path.name}-{number}")} | row) for number, row in enumerate(rows)]
-    except (OSError, ValueError, TypeError) as error:
+        machines = [Machine(**{"id": _fixed_id(f"{path.name}-{number}")} | row) for number, row in enumerate(rows)]
+        for machine in machines:
+            check_changes(machine)
+        return machines
+    except (OSError, ValueError, TypeError, UserError) as error:
         known = ", ".join(item.name for item in fields(Machine))
         raise UserError(f"{path} is not an inventory ({error}); it is a JSON list of objects with: {known}") from error

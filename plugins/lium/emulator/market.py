@@ -8,8 +8,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from plugins.lium.emulator import billing
+from plugins.lium.emulator.capacity import Capacity, ordered
 from plugins.lium.emulator.faults import Faults
-from plugins.lium.emulator.inventory import Machine, NothingFits, choose
+from plugins.lium.emulator.inventory import NothingFits, choose
+from plugins.lium.emulator.machine import Machine
 from plugins.lium.emulator.state import Account, Pod, State
 from plugins.lium.emulator.templates import DEFAULT_TEMPLATE_ID, template_of
 
@@ -35,21 +37,50 @@ class BalanceTooLow(Exception):
 class Market:
     """The machines and the accounts' money; all figures are taken from the state at the moment of asking."""
 
-    def __init__(self, state: State, machines: list[Machine], faults: Faults, now: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        state: State,
+        machines: list[Machine],
+        faults: Faults,
+        now: Callable[[], float],
+        *,
+        billing_scale: float = 1.0,
+    ) -> None:
         self.state = state
         self.machines = {machine.id: machine for machine in machines}
+        self.capacity = {machine.id: Capacity() for machine in machines}
         self.faults = faults
         self.now = now
+        self.billing_scale = billing_scale
 
     def free_gpus(self) -> dict[str, int]:
-        """Machine id -> GPUs not rented now."""
-        free = {machine.id: machine.gpu_count for machine in self.machines.values()}
-        for pod in self._holding():
-            free[pod.executor_id] = free.get(pod.executor_id, 0) - len(pod.gpu_indices)
+        """Machine id -> GPUs to rent now; none on a machine that is offline."""
+        free = {}
+        for machine in self.machines.values():
+            capacity = self.capacity[machine.id]
+            left = machine.gpu_count - capacity.others - self.rented(machine.id)
+            free[machine.id] = 0 if capacity.offline else max(0, left)
         return free
+
+    def rented(self, executor_id: str) -> int:
+        """How many GPUs of a machine are rented here."""
+        return sum(len(pod.gpu_indices) for pod in self._holding() if pod.executor_id == executor_id)
 
     def _holding(self) -> list[Pod]:
         return [pod for pod in self.state.present() if pod.status not in NOT_HOLDING]
+
+    def machine(self, executor_id: str) -> Machine:
+        """A machine by its id. Raises NotFound."""
+        if executor_id not in self.machines:
+            raise NotFound(f"Executor {executor_id} not found")
+        return self.machines[executor_id]
+
+    def order(self, executor_id: str, order: Mapping[str, Any]) -> None:
+        """Change what a machine offers (see `capacity.ordered`). Raises NotFound, UserError."""
+        machine = self.machine(executor_id)
+        self.machines[machine.id], self.capacity[machine.id] = ordered(
+            machine, self.capacity[machine.id], self.rented(machine.id), order
+        )
 
     def pick(self, spec: Mapping[str, Any]) -> list[Machine]:
         """Machines for a rent by spec, best first. Raises NothingFits."""
@@ -84,6 +115,8 @@ class Market:
             public_keys=keys,
             created_at_s=now,
             updated_at_s=now,
+            image=f"{template['docker_image']}:{template['docker_image_tag']}",
+            billing_scale=self.billing_scale,
             volume_id=body.get("volume_id"),
             termination_hours=body.get("termination_hours"),
         )

@@ -143,9 +143,16 @@ def lay_out(
     return files
 
 
+def write_gpus(files: PodFiles, gpus: list[dict[str, object]]) -> None:
+    """Let the pod's `nvidia-smi` answer these rows from now on."""
+    part = files.tools / "gpus.json.part"
+    part.write_text(json.dumps(gpus))
+    part.replace(files.tools / "gpus.json")
+
+
 def _write_nvidia_smi(files: PodFiles, gpus: list[dict[str, object]]) -> None:
     tools = TOOLS if files.namespace else str(files.tools)
-    (files.tools / "gpus.json").write_text(json.dumps(gpus))
+    write_gpus(files, gpus)
     shutil.copyfile(Path(nvidia_smi.__file__), files.tools / "nvidia_smi.py")
     script = files.tools / "nvidia-smi"
     script.write_text(f'#!/bin/sh\nexec "{sys.executable}" -I -S "{tools}/nvidia_smi.py" "$@"\n')

@@ -3,13 +3,12 @@
     rent -> PENDING -boot-> RUNNING -reboot-> REBOOT_PENDING -> RUNNING -> removed (row gone, events and record stay)
                  `-> CREATION_FAILED, row gone after 3 minutes
 
-State is in `state.py`, the rent desk in `market.py`, processes in `pod_process.py` and `ssh_server.py`. Runs on one
-event loop; `now` is a parameter so that a test can let time pass.
+State is in `state.py`, the rent desk in `market.py`, processes in `pod_process.py` and `ssh_server.py`; `patrol.py`
+finds what is due. Runs on one event loop; `now` is a parameter so that a test can let time pass.
 """
 
 import asyncio
 import time
-import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,26 +16,30 @@ from typing import Any
 
 from plugins.lium.emulator import billing, pod_process, ssh_server
 from plugins.lium.emulator.faults import Faults
-from plugins.lium.emulator.inventory import Machine
+from plugins.lium.emulator.machine import Machine
 from plugins.lium.emulator.market import Market, NotFound, Unprocessable
-from plugins.lium.emulator.pod_files import PodFiles, lay_out
+from plugins.lium.emulator.pod_files import PodFiles, lay_out, write_gpus
 from plugins.lium.emulator.state import Account, Pod, State, StateFile
 from plugins.lium.emulator.templates import template_of
 
 PENDING = ("PENDING", "REBOOT_PENDING")
-FAILED_ROW_KEPT_S = 180.0
-PATROL_EVERY_S = 0.2
+NETWORKS = ("up", "refuse", "hang")
 PHASES = ("preparing node", "pulling image", "starting container", "configuring ssh")
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How pods are run. `shares` are visible in every pod at the same path; `env` is in every process."""
+    """How pods are run and billed. `shares` are visible in every pod at the same path; `env` is in every process."""
 
     mode: str
     shares: tuple[Path, ...] = ()
     env: Mapping[str, str] = field(default_factory=dict)
     boot_delay_s: float = 0.0
+    billing_scale: float = 1.0
+
+    def boot_delay_of(self, machine: Machine) -> float:
+        """Seconds a pod stays PENDING on the machine."""
+        return self.boot_delay_s if machine.boot_delay_s is None else machine.boot_delay_s
 
 
 @dataclass
@@ -59,7 +62,7 @@ class Pods:
         now: Callable[[], float] = time.time,
     ) -> None:
         self.file = file
-        self.market = Market(file.state, machines, faults, now)
+        self.market = Market(file.state, machines, faults, now, billing_scale=settings.billing_scale)
         self.machines = self.market.machines
         self.settings = settings
         self.faults = faults
@@ -67,7 +70,6 @@ class Pods:
         self.live: dict[str, Live] = {}
         self.logs: dict[str, list[str]] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
-        self._patrol: asyncio.Task[None] | None = None
 
     @property
     def state(self) -> State:
@@ -97,11 +99,16 @@ class Pods:
             await asyncio.wait([task])
 
     async def _boot(self, pod: Pod) -> None:
-        failure = "the emulator was asked to fail this boot" if self.faults.take("boot_fail") else None
+        machine = self.machines[pod.executor_id]
+        failure = None
+        if machine.boot_fail:
+            failure = "this machine fails every boot"
+        elif self.faults.take("boot_fail"):
+            failure = "the emulator was asked to fail this boot"
         self.log(pod, f"booting {pod.name} on {pod.executor_id}")
         for phase in PHASES:
             pod.phase = phase
-            await asyncio.sleep(self.settings.boot_delay_s / len(PHASES))
+            await asyncio.sleep(self.settings.boot_delay_of(machine) / len(PHASES))
         if failure is None:
             try:
                 await self._start(pod)
@@ -126,8 +133,8 @@ class Pods:
         self.file.save()
 
     async def _start(self, pod: Pod) -> None:
-        machine, template = self.machines[pod.executor_id], template_of(self.state, pod.template_id, pod.account) or {}
-        files = self._lay_out(pod, machine.nvidia_smi(pod.id, pod.gpu_indices))
+        template = template_of(self.state, pod.template_id, pod.account) or {}
+        files = self._lay_out(pod, self._gpus(pod))
         extra = {**template.get("environment", {}), **self.settings.env}
         env = files.environment(pod.id, pod.name, {name: str(value) for name, value in extra.items()})
         container = await pod_process.start(pod.id, files, env, mode=self.settings.mode)
@@ -137,7 +144,13 @@ class Pods:
             await container.end()
             raise
         pod.ssh_port = listener.port
+        if pod.network != "up":
+            listener.cut(pod.network)
         self.live[pod.id] = Live(container, listener)
+
+    def _gpus(self, pod: Pod) -> list[dict[str, object]]:
+        machine = self.machines[pod.executor_id]
+        return machine.nvidia_smi(pod.gpu_indices, pod.gpu_utilization, pod.gpu_memory_used_mib)
 
     def _lay_out(self, pod: Pod, gpus: list[dict[str, object]]) -> PodFiles:
         namespace = self.settings.mode == "namespace"
@@ -178,6 +191,15 @@ class Pods:
         await self._end_processes(pod)
         files = self._lay_out(pod, [])
         await asyncio.to_thread(files.remove)
+        self._drop_one_time_template(pod)
+
+    def _drop_one_time_template(self, pod: Pod) -> None:
+        template = self.state.templates.get(pod.template_id, {})
+        if template.get("one_time_template") and not any(
+            p.template_id == pod.template_id for p in self.state.present()
+        ):
+            del self.state.templates[pod.template_id]
+            self.file.save()
 
     async def reclaim(self, pod: Pod, reason: str, how: str) -> None:
         """End a pod as a lost host does.
@@ -194,6 +216,35 @@ class Pods:
         self.file.save()
         await self._end_processes(pod)
 
+    async def set_network(self, pod: Pod, network: str) -> None:
+        """Take the network from a pod ("refuse", "hang": how new SSH connections fail) or give it back ("up").
+
+        The row goes on as it was, and so do the processes. Raises Unprocessable for another word.
+        """
+        if network not in NETWORKS:
+            raise Unprocessable(f"network {network!r}: expected one of {', '.join(NETWORKS)}")
+        before, pod.network = pod.network, network
+        self.file.save()
+        live = self.live.get(pod.id)
+        if live is None or network == before:
+            return
+        self.log(pod, f"network: {network}")
+        if network == "up":
+            await live.listener.serve(pod.ssh_port)
+            pod.ssh_port = live.listener.port
+        else:
+            live.listener.cut(network)
+
+    def set_gpu(self, pod: Pod, utilization: int | None, memory_used_mib: int | None) -> None:
+        """What the pod's `nvidia-smi` says from now on: percent and MiB, on each GPU; None leaves it as it is."""
+        if utilization is not None:
+            pod.gpu_utilization = utilization
+        if memory_used_mib is not None:
+            pod.gpu_memory_used_mib = memory_used_mib
+        self.file.save()
+        if live := self.live.get(pod.id):
+            write_gpus(live.container.files, self._gpus(pod))
+
     def schedule(self, pod: Pod, at_s: float | None) -> None:
         """Set or (None) take back the time at which the pod ends by itself."""
         if at_s is not None and at_s <= self.now():
@@ -208,7 +259,7 @@ class Pods:
         del lines[:-1000]
 
     async def start(self) -> None:
-        """Boot again what ran before a restart, end what an emulator killed with -9 left, begin to watch the clock."""
+        """Boot again what ran before a restart, and end what an emulator killed with -9 left."""
         await asyncio.to_thread(pod_process.sweep, [pod.id for pod in self.state.present()])
         for pod in self.state.present():
             if pod.executor_id not in self.machines:
@@ -218,31 +269,8 @@ class Pods:
                     pod.move("REBOOT_PENDING", self.now(), reason="the emulator was restarted")
                 self._boot_later(pod)
         self.file.save()
-        self._patrol = asyncio.create_task(self._watch_clock())
 
     async def stop(self) -> None:
         """End all processes; the rows stay, and the next start boots them again."""
-        if self._patrol:
-            self._patrol.cancel()
-            await asyncio.gather(self._patrol, return_exceptions=True)
         await asyncio.gather(*(self._end_processes(pod) for pod in self.state.present()))
         self.file.save()
-
-    async def _watch_clock(self) -> None:
-        while True:
-            await asyncio.sleep(PATROL_EVERY_S)
-            try:
-                await self.remove_due()
-            except Exception:  # a full disk, say; the watch over money and time must go on
-                traceback.print_exc()
-
-    async def remove_due(self) -> None:
-        """End every pod whose time, money or failed start says so."""
-        now = self.now()
-        for pod in self.state.present():
-            if pod.removal_at_s is not None and pod.removal_at_s <= now:
-                await self.remove(pod, "scheduled termination")
-            elif pod.status == "CREATION_FAILED" and pod.updated_at_s + FAILED_ROW_KEPT_S <= now:
-                await self.remove(pod, "creation failed", status="DELETED")
-            elif pod.billed_from_s is not None and self.market.balance(self.state.accounts[pod.account]) <= 0:
-                await self.remove(pod, "insufficient balance")

@@ -12,9 +12,10 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 
-from plugins.lium.emulator.caller import REFUSALS, Body, Caller, Emulated, envelope
-from plugins.lium.emulator.inventory import Machine, NothingFits
-from plugins.lium.emulator.market import NotFound, Unprocessable
+from plugins.lium.emulator.caller import REFUSALS, Body, Emulated, Renter, envelope
+from plugins.lium.emulator.inventory import NothingFits
+from plugins.lium.emulator.machine import Machine
+from plugins.lium.emulator.market import Unprocessable
 from plugins.lium.emulator.pods import Pods
 from plugins.lium.emulator.state import Account, Answered, iso
 from plugins.lium.emulator.templates import DEFAULT_TEMPLATE_ID
@@ -22,17 +23,18 @@ from plugins.lium.emulator.templates import DEFAULT_TEMPLATE_ID
 router = APIRouter()
 KEPT_S = 24 * 3600.0
 MAX_TERMINATION_HOURS = 720
+LATE_LISTING_S = 5.0  # a pod whose rent was ordered to be late
 Answer = tuple[int, dict[str, Any]]
 
 
 @router.post("/executors/rent-by-spec")
-async def rent_by_spec(request: Request, pods: Emulated, account: Caller, body: Body) -> JSONResponse:
+async def rent_by_spec(request: Request, pods: Emulated, account: Renter, body: Body) -> JSONResponse:
     """Choose the best machine for a spec and rent it; `dry_run` chooses and prices only."""
     return _once(request, pods, account, body, lambda: _by_spec(pods, account, body))
 
 
 @router.post("/executors/{executor_id}/rent")
-async def rent(executor_id: str, request: Request, pods: Emulated, account: Caller, body: Body) -> JSONResponse:
+async def rent(executor_id: str, request: Request, pods: Emulated, account: Renter, body: Body) -> JSONResponse:
     """Rent GPUs of one machine (all that are free, without a count)."""
     return _once(request, pods, account, body, lambda: _by_id(pods, account, executor_id, body))
 
@@ -42,7 +44,7 @@ def _once(
 ) -> JSONResponse:
     key = request.headers.get("idempotency-key")
     if key is None or body.get("dry_run"):
-        return _send(_answer(act))
+        return _send(_carried_out(request, pods, act))
     answered = pods.state.answered
     for old in [name for name, answer in answered.items() if answer.at_s + KEPT_S < pods.now()]:
         del answered[old]
@@ -54,12 +56,20 @@ def _once(
         replay = _send((before.status, before.body or {}))
         replay.headers["Idempotent-Replayed"] = "true"
         return replay
-    status, content = _answer(act)
+    status, content = _carried_out(request, pods, act)
     answered[name] = Answered(digest, pods.now(), status, content)
     pods.file.save()
     if status == 200 and pods.faults.take("lose_rent_answer"):
         return envelope(502, "bad_gateway", "the answer was lost on the way (ordered fault)")
     return _send((status, content))
+
+
+def _carried_out(request: Request, pods: Pods, act: Callable[[], Answer]) -> Answer:
+    status, content = _answer(act)
+    if content.get("pod_id") and pods.faults.take_for("late", request.method, request.url.path):
+        pods.state.pods[content["pod_id"]].listed_from_s = pods.now() + LATE_LISTING_S
+        pods.file.save()
+    return status, content
 
 
 def _answer(act: Callable[[], Answer]) -> Answer:
@@ -105,9 +115,7 @@ def _short(machine: Machine) -> dict[str, Any]:
 
 def _by_id(pods: Pods, account: Account, executor_id: str, body: dict[str, Any]) -> Answer:
     _check(body)
-    machine = pods.machines.get(executor_id)
-    if machine is None:
-        raise NotFound(f"Executor {executor_id} not found")
+    machine = pods.market.machine(executor_id)
     counts = machine.rentable(pods.market.free_gpus()[executor_id])
     if pods.faults.take("no_capacity"):
         counts = []

@@ -1,6 +1,5 @@
-"""Account, machines, templates, keys and volumes: what a client reads before and beside its pods."""
+"""Account, machines, templates and keys: what a client reads before and beside its pods."""
 
-import shutil
 import time
 import uuid
 from datetime import UTC, datetime
@@ -10,14 +9,14 @@ from fastapi import APIRouter, Request
 
 from plugins.lium.emulator import billing, templates
 from plugins.lium.emulator.caller import Body, Caller, Emulated, MaybeCaller
-from plugins.lium.emulator.inventory import Machine
-from plugins.lium.emulator.market import NotFound, Unprocessable, VolumeBusy
-from plugins.lium.emulator.pods import Pods
+from plugins.lium.emulator.market import NotFound, Unprocessable
 from plugins.lium.emulator.routes_pods import event_row
-from plugins.lium.emulator.state import Account, Volume, iso, parse_iso
+from plugins.lium.emulator.state import iso, parse_iso
 
 router = APIRouter()
 Row = dict[str, Any]
+IMAGE_BYTES = 9_000_000_000
+SLOW_S = 300.0
 FEATURES = ["rent_by_spec", "run_record", "rent_idempotency"]
 
 
@@ -106,14 +105,27 @@ async def default_image(gpu_model: str = "", driver_version: str = "") -> list[R
 
 
 @router.get("/executors/deployment-estimate")
-async def deployment_estimate(pods: Emulated, executor_id: str = "", template_id: str = "") -> Row:
-    """How long a boot takes here."""
+async def deployment_estimate(
+    pods: Emulated, account: MaybeCaller, executor_id: str = "", template_id: str = ""
+) -> Row:
+    """How long a boot takes on the machine: its boot delay, and the time for an image that is not on its disk.
+
+    The second is an estimate only; no image is pulled here.
+    """
+    machine, delay_s, cached = pods.machines.get(executor_id), pods.settings.boot_delay_s, True
+    if machine is not None:
+        template = templates.template_of(
+            pods.state, template_id or templates.DEFAULT_TEMPLATE_ID, account.id if account else None
+        )
+        cached = template is None or machine.has_image(f"{template['docker_image']}:{template['docker_image_tag']}")
+        pull_s = 0.0 if cached else IMAGE_BYTES * 8 / 1e6 / max(1.0, machine.download_mbps)
+        delay_s = pods.settings.boot_delay_of(machine) + pull_s
     return {
-        "estimated_seconds": max(1, round(pods.settings.boot_delay_s)),
-        "is_slow_machine": False,
+        "estimated_seconds": max(1, round(delay_s)),
+        "is_slow_machine": delay_s > SLOW_S,
         "warning_message": None,
-        "is_cached_template": True,
-        "docker_image_size": 9_000_000_000,
+        "is_cached_template": cached,
+        "docker_image_size": IMAGE_BYTES,
     }
 
 
@@ -126,14 +138,8 @@ async def clusters() -> list[Row]:
 @router.get("/executors/{executor_id}/quote")
 async def quote(executor_id: str, pods: Emulated, hours: float = 1, gpu_count: int = 0) -> Row:
     """What a rent would cost."""
-    machine = _machine(pods, executor_id)
+    machine = pods.market.machine(executor_id)
     return billing.quote(machine, gpu_count or machine.gpu_count, hours)
-
-
-def _machine(pods: Pods, executor_id: str) -> Machine:
-    if executor_id not in pods.machines:
-        raise NotFound(f"Executor {executor_id} not found")
-    return pods.machines[executor_id]
 
 
 @router.get("/templates")
@@ -188,79 +194,3 @@ async def add_key(pods: Emulated, account: Caller, body: Body) -> Row:
     pods.state.ssh_keys.append(row | {"created_at": iso(pods.now()), "account": account.id})
     pods.file.save()
     return templates.shown(pods.state.ssh_keys[-1])
-
-
-@router.get("/volumes")
-async def list_volumes(pods: Emulated, account: Caller) -> list[Row]:
-    """Volumes of the account, with their size now."""
-    return [_volume_row(pods, volume) for volume in pods.state.volumes.values() if volume.account == account.id]
-
-
-@router.post("/volumes")
-async def create_volume(pods: Emulated, account: Caller, body: Body) -> Row:
-    """A new, empty volume."""
-    if not body.get("name"):
-        raise Unprocessable("a volume needs a name")
-    now, volume_id = pods.now(), str(uuid.uuid4())
-    volume = Volume(volume_id, account.id, str(body["name"]), str(body.get("description") or ""), now, now)
-    (pods.file.folder / "volumes" / volume_id).mkdir(parents=True, mode=0o700)
-    pods.state.volumes[volume_id] = volume
-    pods.file.save()
-    return _volume_row(pods, volume)
-
-
-@router.get("/volumes/{volume_id}")
-async def get_volume(volume_id: str, pods: Emulated, account: Caller) -> Row:
-    """One volume."""
-    return _volume_row(pods, _volume(pods, account, volume_id))
-
-
-@router.put("/volumes/{volume_id}")
-async def update_volume(volume_id: str, pods: Emulated, account: Caller, body: Body) -> Row:
-    """Change name or description."""
-    volume = _volume(pods, account, volume_id)
-    volume.name = str(body.get("name") or volume.name)
-    volume.description = str(body.get("description", volume.description))
-    volume.updated_at_s = pods.now()
-    pods.file.save()
-    return _volume_row(pods, volume)
-
-
-@router.delete("/volumes/{volume_id}")
-async def delete_volume(volume_id: str, pods: Emulated, account: Caller) -> Row:
-    """Delete a volume and its files; refused while a pod has it."""
-    volume = _volume(pods, account, volume_id)
-    if any(pod.volume_id == volume_id for pod in pods.state.present()):
-        raise VolumeBusy(f"Volume {volume.name} is attached to a pod; remove the pod first")
-    del pods.state.volumes[volume_id]
-    pods.file.save()
-    shutil.rmtree(pods.file.folder / "volumes" / volume_id, ignore_errors=True)
-    return {"success": True}
-
-
-def _volume(pods: Pods, account: Account, volume_id: str) -> Volume:
-    volume = pods.state.volumes.get(volume_id)
-    if volume is None or volume.account != account.id:
-        raise NotFound(f"Volume {volume_id} not found")
-    return volume
-
-
-def _volume_row(pods: Pods, volume: Volume) -> Row:
-    files = [
-        path
-        for path in (pods.file.folder / "volumes" / volume.id).rglob("*")
-        if path.is_file() and not path.is_symlink()
-    ]
-    size = sum(path.stat().st_size for path in files)
-    return {
-        "id": volume.id,
-        "name": volume.name,
-        "description": volume.description,
-        "created_at": iso(volume.created_at_s),
-        "updated_at": iso(volume.updated_at_s),
-        "current_size_bytes": size,
-        "current_file_count": len(files),
-        "current_size_gb": round(size / 1e9, 6),
-        "current_size_mb": round(size / 1e6, 3),
-        "last_metrics_update": iso(pods.now()),
-    }

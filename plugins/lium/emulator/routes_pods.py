@@ -5,11 +5,12 @@ import json
 from collections.abc import AsyncIterator
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from fastapi.responses import StreamingResponse
 
 from plugins.lium.emulator import billing
 from plugins.lium.emulator.caller import Body, Caller, Emulated
+from plugins.lium.emulator.limiter import SlidingMinute
 from plugins.lium.emulator.market import NotFound, Unprocessable
 from plugins.lium.emulator.pods import PENDING, Pods
 from plugins.lium.emulator.state import Event, Pod, iso, parse_iso
@@ -21,10 +22,14 @@ LOG_LOOK_S = 0.2
 
 
 @router.get("/pods")
-async def list_pods(pods: Emulated, account: Caller, api_key_id: str = "") -> list[Row]:
-    """The account's pods; a removed one is absent."""
+async def list_pods(request: Request, pods: Emulated, account: Caller, api_key_id: str = "") -> list[Row]:
+    """The account's pods; a removed one is absent. As often as the real service allows it."""
+    limiter: SlidingMinute = request.app.state.listings
+    limiter.count(account.id)
     present = pods.state.present(account.id) if api_key_id in ("", account.api_key_id) else []
-    return [_row(pods, pod) for pod in present]
+    rows = [_row(pods, pod) for pod in present if (pod.listed_from_s or 0) <= pods.now()]
+    word = pods.faults.status_word()
+    return [row | {"status": word} for row in rows] if word else rows
 
 
 @router.get("/pods/{pod_id}")
@@ -81,12 +86,10 @@ async def events(pod_id: str, pods: Emulated, account: Caller) -> list[Row]:
 async def record(pod_id: str, pods: Emulated, account: Caller) -> Row:
     """The bill of the pod, also after its end."""
     pod = pods.get(account, pod_id, removed=True)
-    template = template_of(pods.state, pod.template_id, account.id) or {"docker_image": "", "docker_image_tag": ""}
     machine = pods.machines.get(pod.executor_id)
     if machine is None:
         raise NotFound(f"The machine of pod {pod_id} is no longer in the inventory")
-    image = f"{template['docker_image']}:{template['docker_image_tag']}"
-    return billing.record(pod, machine, image, pods.now())
+    return billing.record(pod, machine, pods.now())
 
 
 @router.get("/pods/{pod_id}/logs")
@@ -156,6 +159,6 @@ def _row(pods: Pods, pod: Pod) -> Row:
         "api_key_name": "emulator",
     }
     if pod.status in PENDING:
-        left = max(1, round(pod.created_at_s + pods.settings.boot_delay_s - pods.now()))
+        left = max(1, round(pod.created_at_s + pods.settings.boot_delay_of(machine) - pods.now()))
         row |= {"phase": pod.phase, "estimated_ready_seconds": left, "eta_basis": "fleet_default"}
     return row

@@ -19,6 +19,7 @@ from plugins.errors import UserError
 
 KEPT_REMOVED_PODS = 500  # records of removed pods stay readable; the oldest go
 START_BALANCE_USD = 1000.0
+POOR_BALANCE_USD = 0.01
 T = TypeVar("T")
 
 
@@ -58,7 +59,11 @@ class Event:
 
 @dataclass
 class Pod:
-    """A rented pod, kept after its end for `events`, `record` and the bill. Times are epoch seconds, prices USD/h."""
+    """A rented pod, kept after its end for `events`, `record` and the bill. Times are epoch seconds, prices USD/h.
+
+    `billing_scale`: how many seconds are billed for one. `network`: "up", or how new SSH connections fail ("refuse",
+    "hang"); `network_timed` says that the machine's own loss of it is over and done with.
+    """
 
     id: str
     account: str
@@ -79,6 +84,13 @@ class Pod:
     removed_at_s: float | None = None
     close_reason: str | None = None
     ssh_port: int | None = None
+    image: str = ""
+    billing_scale: float = 1.0
+    listed_from_s: float | None = None
+    network: str = "up"
+    network_timed: bool = False
+    gpu_utilization: int = 85
+    gpu_memory_used_mib: int = 4
     events: list[Event] = field(default_factory=list)
 
     @property
@@ -132,10 +144,14 @@ class State:
     answered: dict[str, Answered] = field(default_factory=dict)
 
     def account_of(self, api_key: str) -> Account:
-        """The account of a key, opened at its first use; the key itself is not stored."""
+        """The account of a key, opened at its first use (a poor one for a key that begins so).
+
+        The key itself is not stored.
+        """
         digest = hashlib.sha256(api_key.encode()).hexdigest()
         account_id = str(uuid.UUID(digest[:32]))
-        return self.accounts.setdefault(account_id, Account(account_id, api_key_id=f"key-{digest[-8:]}"))
+        usd = POOR_BALANCE_USD if api_key.startswith("poor") else START_BALANCE_USD
+        return self.accounts.setdefault(account_id, Account(account_id, f"key-{digest[-8:]}", deposited_usd=usd))
 
     def present(self, account: str | None = None) -> list[Pod]:
         """Pods that are listed: not removed, oldest first."""

@@ -10,14 +10,16 @@ import time
 import uuid
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import asyncssh
 import httpx
 import pytest
 
-from plugins.lium.client import LiumAccount, LiumSettings
+from plugins.lium.client import Intent, LiumAccount, LiumSettings, PodRow, RentOrder
+from tests.plugins.lium.road import Road
+from tests.plugins.lium.still_clock import StillClock
 
 
 @dataclass
@@ -48,11 +50,21 @@ class RunningEmulator:
 
 @dataclass
 class World:
-    """One test's account on the emulator."""
+    """One test's account on the emulator, and the intents that were journalled for it."""
 
     emulator: RunningEmulator
     settings: LiumSettings
     account: LiumAccount
+    intents: list[Intent] = field(default_factory=list)
+
+    def order(self, name: str, gpu: str = "RTX 4090", **changes) -> RentOrder:
+        """A rent on the host of this GPU that has the most of them free."""
+        fitting = [host for host in self.account.hosts() if gpu in host.gpu]
+        host = max(fitting, key=lambda host: host.free_gpus)
+        return RentOrder(**{"name": name, "executor_id": host.executor_id, **changes})
+
+    def rent(self, name: str, gpu: str = "RTX 4090", **changes) -> PodRow:
+        return self.account.rent(self.order(name, gpu, **changes), self.intents.append)
 
     def calls(self) -> list[str]:
         return self.emulator.calls(self.settings.api_key)
@@ -93,6 +105,30 @@ def running_emulator() -> Iterator[RunningEmulator]:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait(10)
+
+
+@pytest.fixture
+def name() -> str:
+    return f"ts-{uuid.uuid4().hex[:8]}-sft-a1"
+
+
+@pytest.fixture
+def clock() -> StillClock:
+    return StillClock()
+
+
+@pytest.fixture
+def hasty_sdk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The SDK's pauses between its own tries are fixed (up to 20 s in all); the order of calls is what is tested."""
+    real = time.sleep
+    monkeypatch.setattr(time, "sleep", lambda pause_s: real(min(pause_s, 0.05)))
+
+
+@pytest.fixture
+def road(running_emulator: RunningEmulator) -> Iterator[Road]:
+    made = Road(running_emulator.url)
+    yield made
+    made.close()
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ import pytest
 from lium import Config, Lium
 
 WAIT_S = 30.0
+FAST_POLLS = ("--listings-per-minute", "100000")  # the tests look every 20 ms; the limit has its own
 
 
 def wait_until(condition, what, timeout_s=WAIT_S):
@@ -81,6 +82,15 @@ class Emulator:
     def kill_pod(self, pod_id, how="vanish", reason="spot reclaim"):
         body = {"how": how, "reason": reason}
         return httpx.post(f"{self.control}/pods/{pod_id}/kill", json=body, timeout=WAIT_S)
+
+    def network(self, pod_id, **wanted):
+        httpx.post(f"{self.control}/pods/{pod_id}/network", json=wanted, timeout=WAIT_S).raise_for_status()
+
+    def gpu(self, pod_id, **wanted):
+        return httpx.post(f"{self.control}/pods/{pod_id}/gpu", json=wanted, timeout=WAIT_S)
+
+    def machine(self, machine_id, **wanted):
+        return httpx.post(f"{self.control}/machines/{machine_id}", json=wanted, timeout=WAIT_S)
 
     @property
     def namespaces(self):
@@ -156,7 +166,8 @@ def inventory(folder):
 @pytest.fixture(scope="session")
 def emulator(folder, inventory):
     """One for most tests of a worker; each test has an account of its own on it."""
-    running = Emulator(folder / "shared", ("--inventory", str(inventory))).start()
+    options = ("--inventory", str(inventory), *FAST_POLLS)
+    running = Emulator(folder / "shared", options).start()
     yield running
     assert running.stop() == 0
     log = (folder / "shared.log").read_text()
@@ -166,10 +177,30 @@ def emulator(folder, inventory):
 @pytest.fixture(params=["auto", "plain"])
 def own_emulator(request, tmp_path, inventory):
     """One for the test alone, to be killed and started again; once in the best mode, once plain."""
-    running = Emulator(tmp_path / "state", ("--inventory", str(inventory), "--mode", request.param)).start()
+    options = ("--inventory", str(inventory), "--mode", request.param, *FAST_POLLS)
+    running = Emulator(tmp_path / "state", options).start()
     yield running
     if running.process.poll() is None:
         running.stop()
+
+
+@pytest.fixture
+def start_emulator(tmp_path):
+    """Start one for the test alone: `start_emulator(*options, machines=[...])`."""
+    started = []
+
+    def start(*options, machines=None):
+        if machines is not None:
+            path = tmp_path / f"machines-{len(started)}.json"
+            path.write_text(json.dumps(machines))
+            options = ("--inventory", str(path), *options)
+        started.append(Emulator(tmp_path / f"own-{len(started)}", options).start())
+        return started[-1]
+
+    yield start
+    for running in started:
+        if running.process.poll() is None:
+            running.stop()
 
 
 @pytest.fixture

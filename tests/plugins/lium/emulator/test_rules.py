@@ -1,7 +1,11 @@
 """The rules that need no process: choosing a machine, prices, faults, paths, the fake nvidia-smi, the state file."""
 
 import asyncio
-from dataclasses import replace
+import json
+import random
+import re
+import uuid
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -10,12 +14,18 @@ from plugins.errors import UserError
 from plugins.lium.emulator import billing, inventory
 from plugins.lium.emulator.faults import Faults
 from plugins.lium.emulator.inventory import DEFAULT_FLEET, NothingFits, choose, same_gpu
+from plugins.lium.emulator.limiter import SlidingMinute, TooMany
 from plugins.lium.emulator.market import BalanceTooLow
 from plugins.lium.emulator.nvidia_smi import answer
+from plugins.lium.emulator.patrol import Patrol
 from plugins.lium.emulator.pod_files import lay_out
 from plugins.lium.emulator.pods import Pods, Settings
 from plugins.lium.emulator.state import Pod, StateFile, iso, parse_iso
 
+NEW_POD_FIELDS = {"image", "billing_scale", "listed_from_s", "network", "network_timed"} | {
+    "gpu_utilization",
+    "gpu_memory_used_mib",
+}
 FREE = {machine.id: machine.gpu_count for machine in DEFAULT_FLEET}
 
 
@@ -65,6 +75,55 @@ def test_an_inventory_file_is_read_and_its_ids_stay_the_same(tmp_path):
         inventory.load(tmp_path / "missing.json")
 
 
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"reclaim_after_s": 5}, "need tier spot, not secure"),
+        ({"tier": "spot", "reclaims_per_hour": -1}, "reclaims_per_hour is -1, not a number from 0"),
+        ({"tier": "spot", "reclaim_how": "loudly"}, "reclaim_how is 'loudly'"),
+        ({"boot_delay_s": "long"}, "boot_delay_s is 'long'"),
+        ({"changes": [{"offline": True}]}, "has no after_s"),
+        ({"changes": [{"after_s": 1, "free": 2}]}, "free is 2; .* 0 to 1 GPUs"),
+        ({"changes": [{"after_s": 1, "colour": 2}]}, "unknown order 'colour' for a machine"),
+    ],
+)
+def test_a_machine_that_contradicts_itself_is_refused(tmp_path, more, said):
+    path = tmp_path / "fleet.json"
+    path.write_text(json.dumps([{"gpu": "NVIDIA H200", "price_per_gpu": 1, "gpu_count": 1, "vram_mib": 1} | more]))
+    with pytest.raises(UserError, match=said):
+        inventory.load(path)
+
+
+def test_a_rate_of_reclaims_is_met_on_average_and_is_the_same_for_a_pod_at_each_look():
+    machine = replace(DEFAULT_FLEET[1], reclaims_per_hour=4.0)
+    ids = [str(uuid.UUID(int=random.Random(seed).getrandbits(128))) for seed in range(2000)]
+    assert sum(machine.reclaimed_after_s(pod_id) for pod_id in ids) / len(ids) == pytest.approx(900, rel=0.1)
+    assert machine.reclaimed_after_s(ids[0]) == machine.reclaimed_after_s(ids[0])
+    assert replace(machine, reclaim_after_s=0.0).reclaimed_after_s(ids[0]) == 0
+    assert DEFAULT_FLEET[1].reclaimed_after_s(ids[0]) is None
+
+
+def test_a_sliding_minute_admits_so_many_and_says_in_whole_seconds_when_the_next_may_come():
+    clock = {"now": 100.0}
+    minute = SlidingMinute(3, lambda: clock["now"])
+    for now in (100.0, 110.5, 120.0):
+        clock["now"] = now
+        minute.count("a")
+    with pytest.raises(TooMany) as refused:
+        minute.count("a")
+    assert refused.value.retry_after_s == 40
+    minute.count("b")
+    clock["now"] = 159.999
+    with pytest.raises(TooMany) as refused:
+        minute.count("a")
+    assert refused.value.retry_after_s == 1
+    clock["now"] = 160.0
+    minute.count("a")  # the refused ones did not count
+    with pytest.raises(TooMany) as refused:
+        minute.count("a")
+    assert refused.value.retry_after_s == 11
+
+
 def pod_row(**more):
     wanted = {
         "id": "11111111-2222-3333-4444-555555555555",
@@ -87,6 +146,23 @@ def test_a_pod_costs_from_its_first_run_to_its_removal():
     assert billing.cost(pod_row(billed_from_s=1000.0, removed_at_s=1900.0), 99_999.0) == pytest.approx(1.0)
 
 
+def test_a_scaled_meter_bills_faster():
+    pod = pod_row(billed_from_s=1000.0, removed_at_s=1900.0, billing_scale=60.0)
+    assert billing.billed_seconds(pod, 99_999.0) == 54_000 and billing.cost(pod, 99_999.0) == pytest.approx(60.0)
+
+
+def test_a_state_file_of_before_still_loads(tmp_path):
+    folder = tmp_path / "state"
+    folder.mkdir()
+    old = {name: value for name, value in asdict(pod_row()).items() if name not in NEW_POD_FIELDS}
+    state = {"accounts": {}, "pods": {"x": old}, "volumes": {}, "templates": {}, "ssh_keys": [], "answered": {}}
+    (folder / "state.json").write_text(json.dumps(state))
+    file = StateFile(folder)
+    pod = file.state.pods["x"]
+    assert (pod.network, pod.billing_scale, pod.gpu_utilization, pod.listed_from_s) == ("up", 1.0, 85, None)
+    file.close()
+
+
 def test_times_without_a_zone_are_utc():
     assert (
         parse_iso("2026-01-02T03:04:05") == parse_iso("2026-01-02T03:04:05Z") == parse_iso("2026-01-02T04:04:05+01:00")
@@ -101,18 +177,38 @@ def test_faults_are_used_up_and_match_by_path():
     assert faults.http_status("GET", "/api/pods/x") == 429 and faults.http_status("GET", "/api/pods/x") is None
     assert [faults.take("boot_fail") for _ in range(3)] == [True, True, False]
     assert faults.order({}) == {}
-    for wrong in ({"999": 1}, {"boot_fail": -1}, {"boot_fail": "2"}):
+    faults.order({"lost:POST /api/*": 1, "late:POST /api/executors/*/rent": 1, "status:odd": 1, "timeout:* /api/x": 1})
+    assert faults.http_status("POST", "/api/executors/e/rent") is None
+    assert not faults.take_for("lost", "GET", "/api/pods") and faults.take_for("lost", "POST", "/api/pods")
+    assert [faults.take_for("late", "POST", "/api/executors/e/rent") for _ in range(2)] == [True, False]
+    assert faults.take_for("timeout", "DELETE", "/api/x")
+    assert [faults.status_word(), faults.status_word()] == ["odd", None]
+    for wrong in (
+        {"999": 1},
+        {"boot_fail": -1},
+        {"boot_fail": "2"},
+        {"slow:GET /x": 1},
+        {"timeout": 1},
+        {"status:": 1},
+    ):
         with pytest.raises(UserError):
             faults.order(wrong)
 
 
 def test_nvidia_smi_formats():
-    gpus = DEFAULT_FLEET[0].nvidia_smi("p", [3])
+    gpus = DEFAULT_FLEET[0].nvidia_smi([3], 85, 4)
     assert answer(["--query-gpu=name,memory.total", "--format=csv"], gpus)[1] == (
         "name, memory.total [MiB]\nNVIDIA H200, 143771 MiB"
     )
     assert answer(["--query-gpu=index,memory.used", "--format=csv,noheader,nounits"], gpus) == (0, "0, 4")
-    assert answer(["--query-gpu=colour", "--format=csv"], gpus)[0] == 2
+    every = "index,name,uuid,driver_version,memory.total,memory.used,memory.free,utilization.gpu,compute_cap,clocks.sm"
+    cells = answer([f"--query-gpu={every}", "--format=csv,noheader,nounits"], gpus)[1].split(", ")
+    assert cells[3:9] == ["580.95.05", "143771", "4", "143767", "85", "9.0"]
+    for unknown in ("colour", "_cuda"):
+        wanted = (2, f'Field "{unknown}" is not a valid field to query.')
+        assert answer([f"--query-gpu=name,{unknown}", "--format=csv"], gpus) == wanted
+    assert re.search(r"Driver Version: 580\.95\.05 +CUDA Version: 13\.0 ", answer([], gpus)[1])
+    assert answer(["-L"], []) == (6, "No devices were found")
 
 
 @pytest.mark.parametrize("namespace", [True, False])
@@ -150,17 +246,17 @@ def test_time_and_money_end_pods(tmp_path):
         await pods.booted(pod)
         assert pod.removal_at_s == 1000.0 + 2 * 3600
         clock["now"] += 2 * 3600 - 1
-        await pods.remove_due()
+        await Patrol(pods).look()
         assert not pod.removed
         clock["now"] += 1
-        await pods.remove_due()
+        await Patrol(pods).look()
         assert pod.close_reason == "scheduled termination"
         assert pods.market.balance(account) == pytest.approx(1000 - 2 * 8 * DEFAULT_FLEET[0].price_per_gpu)
 
         dear = pods.rent(account, DEFAULT_FLEET[0], 8, body | {"termination_hours": None})
         await pods.booted(dear)
         clock["now"] += 100 * 3600
-        await pods.remove_due()
+        await Patrol(pods).look()
         assert dear.close_reason == "insufficient balance"
         with pytest.raises(BalanceTooLow, match=r"requires at least \$4.98, your balance is \$-"):
             pods.rent(account, DEFAULT_FLEET[0], 8, body)

@@ -1,0 +1,297 @@
+"""What goes wrong in one run, as plain data: `schedule(seed)` is the same for a seed on every machine.
+
+Only the plan is drawn here, so that a failing schedule can be printed and read; the world (`world.py`) lets it happen.
+Times ending in `_s` are seconds after the run's first start, unless they say otherwise; prices are USD per GPU-hour.
+"""
+
+from dataclasses import dataclass, replace
+from random import Random
+
+HOUR = 3600.0
+MINUTE = 60.0
+
+LIUM_TROUBLE = ("5xx", "connection", "timeout", "429", "empty", "missing", "status", "slow", "lost")
+BOARD_TROUBLE = ("down", "lost")
+TARGETS = ("all", "all", "list", "read", "change", "rent", "extend", "delete")
+
+
+@dataclass(frozen=True)
+class HostPlan:
+    """One machine of the market. `boot`: ok, fails, stuck. `loss`: vanish, broken, stopped, network, none.
+
+    surcharge: what a rent really costs over the listed price. worker_s: until the pod's worker is online, None: never.
+    changes: (time, new price or None, on offer or None).
+    """
+
+    number: int
+    gpu: str
+    gpus: int
+    price: float
+    tier: str
+    country: str
+    boot_s: float
+    boot: str
+    lies: bool
+    life_s: float
+    loss: str
+    surcharge: float
+    worker_s: float | None
+    frequent_failures: bool
+    download_mbps: float
+    changes: tuple[tuple[float, float | None, bool | None], ...] = ()
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """One training stage. `ends`: how its first attempts end: well, crashed, failed, killed, hangs; later ones: well."""
+
+    name: str
+    iterations: int
+    iteration_s: float
+    save_every: int
+    ends: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Window:
+    """A time in which calls to `target` meet a trouble with this chance."""
+
+    start_s: float
+    end_s: float
+    kind: str
+    target: str
+    chance: float
+
+
+@dataclass(frozen=True)
+class CallFault:
+    """The n-th call to Lium of the whole run (from 1) meets a trouble. done: a changing call was carried out."""
+
+    call: int
+    kind: str
+    done: bool
+
+
+@dataclass(frozen=True)
+class Death:
+    """How one start of the flow is killed: at a seam call (before or after its effect), or so long after its start.
+
+    again_after_s: when the next start comes; None: nobody ever starts it again.
+    """
+
+    at_call: int | None
+    after_s: float | None
+    after_effect: bool
+    again_after_s: float | None
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Everything that will happen to one run."""
+
+    seed: int
+    gpus: int
+    ceiling: float
+    budget: float
+    dead_man_minutes: int
+    capacity_wait_minutes: float
+    ready_timeout_minutes: float
+    unreachable_after_s: float
+    bad_host_hours: float
+    max_attempts: int
+    tier: str
+    idle_release: bool
+    idle_minutes: float
+    hosts: tuple[HostPlan, ...]
+    stages: tuple[StagePlan, ...]
+    lium: tuple[Window, ...]
+    calls: tuple[CallFault, ...]
+    board: tuple[Window, ...]
+    ssh: tuple[Window, ...]
+    deaths: tuple[Death, ...]
+    cancel_at_s: float | None
+    ctrl_c_at_s: float | None
+    naps: tuple[tuple[float, float], ...]
+    strangers: tuple[str, ...]
+    reap_every_s: float | None
+
+    def show(self) -> str:
+        """The whole plan, one part a line."""
+        lines = [f"seed {self.seed}: {self.gpus} GPUs, ceiling ${self.ceiling}, budget ${self.budget}"]
+        for name, value in vars(self).items():
+            rows = value if isinstance(value, tuple) else (value,)
+            lines += [f"  {name}: {row}" for row in rows]
+        return "\n".join(lines)
+
+
+def calm(seed: int = 0) -> Schedule:
+    """A schedule in which nothing goes wrong: one stage, two good hosts."""
+    host = HostPlan(0, "NVIDIA H200", 8, 2.0, "secure", "US", 60.0, "ok", False, 1e9, "none", 1.0, 20.0, False, 2000.0)
+    return Schedule(
+        seed=seed,
+        gpus=1,
+        ceiling=2.5,
+        budget=20.0,
+        dead_man_minutes=30,
+        capacity_wait_minutes=0.0,
+        ready_timeout_minutes=30.0,
+        unreachable_after_s=180.0,
+        bad_host_hours=6.0,
+        max_attempts=4,
+        tier="any",
+        idle_release=False,
+        idle_minutes=20.0,
+        hosts=(host, replace(host, number=1, price=2.2)),
+        stages=(StagePlan("sft", 20, 30.0, 5, ()),),
+        lium=(),
+        calls=(),
+        board=(),
+        ssh=(),
+        deaths=(),
+        cancel_at_s=None,
+        ctrl_c_at_s=None,
+        naps=(),
+        strangers=(),
+        reap_every_s=None,
+    )
+
+
+def schedule(seed: int) -> Schedule:
+    """Draw a schedule. About one in ten is nearly calm, so that the way without trouble is walked too."""
+    rng = Random(f"schedule {seed}")
+    harsh = rng.choice((0.1, 0.6, 1.0, 1.5, 2.0))
+    gpus = rng.choice((1, 1, 8))
+    ceiling = round(rng.uniform(1.5, 3.0), 2)
+    stages = _stages(rng, harsh)
+    hours = sum(stage.iterations * stage.iteration_s for stage in stages) / HOUR
+    dead_man = rng.choice((10, 15, 30, 30, 30, 60))
+    need = max(hours * rng.choice((1.6, 3.0, 5.0)), dead_man / 60)
+    span_s = hours * HOUR * 2 + 20 * MINUTE
+    return Schedule(
+        seed=seed,
+        gpus=gpus,
+        ceiling=ceiling,
+        budget=round(gpus * ceiling * (need + 1.0), 2),
+        dead_man_minutes=dead_man,
+        capacity_wait_minutes=rng.choice((0.0, 10.0, 30.0, 90.0, 90.0)),
+        ready_timeout_minutes=rng.choice((10.0, 20.0, 30.0)),
+        unreachable_after_s=rng.choice((60.0, 180.0, 180.0)),
+        bad_host_hours=rng.choice((1.0, 6.0)),
+        max_attempts=rng.choice((3, 4, 6, 8)),
+        tier=rng.choice(("any", "any", "any", "secure", "spot-first")),
+        idle_release=rng.random() < 0.2,
+        idle_minutes=rng.choice((10.0, 20.0)),
+        hosts=_hosts(rng, gpus, ceiling, harsh),
+        stages=stages,
+        lium=(
+            *(_window(rng, span_s, LIUM_TROUBLE, TARGETS) for _ in range(_some(rng, 2.5 * harsh))),
+            *_lost_rents(rng, harsh),
+        ),
+        calls=tuple(
+            CallFault(rng.randint(1, rng.choice((30, 300))), rng.choice(LIUM_TROUBLE), rng.random() < 0.5)
+            for _ in range(_some(rng, 4 * harsh))
+        ),
+        board=tuple(_window(rng, span_s, BOARD_TROUBLE, ("all",)) for _ in range(_some(rng, 0.8 * harsh))),
+        ssh=tuple(_window(rng, span_s, ("down",), ("all",)) for _ in range(_some(rng, 0.4 * harsh))),
+        deaths=_deaths(rng, span_s, harsh),
+        cancel_at_s=rng.uniform(0, span_s) if rng.random() < 0.12 else None,
+        ctrl_c_at_s=rng.uniform(0, span_s) if rng.random() < 0.08 else None,
+        naps=tuple(
+            (rng.uniform(0, span_s), rng.uniform(10 * MINUTE, 3 * HOUR)) for _ in range(rng.random() < 0.12 * harsh)
+        ),
+        strangers=tuple(rng.sample(STRANGERS, rng.randint(0, 4))),
+        reap_every_s=rng.choice((None, None, 600.0, 1800.0)),
+    )
+
+
+STRANGERS = ("notebook", "ts-{run}", "ts-{run}-2-sft-a1", "ts-{run}x-sftrl-a1", "ts-other-rl-a1", "x-ts-{run}-sft-a1")
+"""Names of pods on the account that are not this run's; most look like it. {run} is its id."""
+
+
+def _some(rng: Random, mean: float) -> int:
+    """A small count with this mean."""
+    return sum(rng.random() < mean / 8 for _ in range(8))
+
+
+def _hosts(rng: Random, gpus: int, ceiling: float, harsh: float) -> tuple[HostPlan, ...]:
+    return tuple(_host(rng, number, gpus, ceiling, harsh) for number in range(rng.randint(2, 8)))
+
+
+def _host(rng: Random, number: int, gpus: int, ceiling: float, harsh: float) -> HostPlan:
+    def bad(chance: float) -> bool:
+        return rng.random() < chance * harsh
+
+    boot = "fails" if bad(0.2) else "stuck" if bad(0.05) else "ok"
+    slow = bad(0.15)
+    life_s = rng.expovariate(1 / (6 * MINUTE)) if bad(0.45) else 1e9
+    loss = rng.choice(("vanish", "broken", "stopped", "network", "network")) if life_s < 1e9 else "none"
+    changes = tuple(sorted((_change(rng, ceiling) for _ in range(_some(rng, 1.2 * harsh))), key=lambda c: c[0]))
+    return HostPlan(
+        number=number,
+        gpu="NVIDIA H200",
+        gpus=8 if gpus == 8 else rng.choice((1, 2, 8)),
+        price=round(ceiling * rng.choice((0.6, 0.7, 0.8, 0.9, 0.95, 1.0, 1.0, 1.01, 1.3)), 2),
+        tier=rng.choice(("spot", "secure")),
+        country=rng.choice(("US", "FI", "CA")),
+        boot_s=rng.uniform(5 * MINUTE, 35 * MINUTE) if slow else rng.uniform(10, 180),
+        boot=boot,
+        lies=bad(0.15),
+        life_s=life_s,
+        loss=loss,
+        surcharge=1.3 if bad(0.08) else 1.0,
+        worker_s=None if bad(0.05) else rng.uniform(5, 60),
+        frequent_failures=rng.random() < 0.1,
+        download_mbps=rng.choice((200.0, 1000.0, 5000.0)),
+        changes=changes,
+    )
+
+
+def _change(rng: Random, ceiling: float) -> tuple[float, float | None, bool | None]:
+    price = round(ceiling * rng.choice((0.7, 0.9, 1.0, 1.05, 1.5)), 2) if rng.random() < 0.5 else None
+    return rng.uniform(0, 2 * HOUR), price, None if price else rng.random() < 0.4
+
+
+def _stages(rng: Random, harsh: float) -> tuple[StagePlan, ...]:
+    names = rng.choice((("sft",), ("rl",), ("sft", "rl")))
+    worst = ("crashed", "failed", "killed", "hangs", "well", "well")
+    return tuple(
+        StagePlan(
+            name=name,
+            iterations=rng.randint(4, 20),
+            iteration_s=rng.choice((10.0, 20.0, 40.0)),
+            save_every=rng.choice((2, 5, 10)),
+            ends=tuple(rng.choice(worst) for _ in range(_some(rng, 0.5 * harsh))),
+        )
+        for name in names
+    )
+
+
+def _window(rng: Random, span_s: float, kinds: tuple[str, ...], targets: tuple[str, ...]) -> Window:
+    start = rng.uniform(0, span_s) if rng.random() < 0.6 else rng.uniform(0, 60)
+    length = min(rng.expovariate(1 / (4 * MINUTE)) + 10, 40 * MINUTE)
+    return Window(start, start + length, rng.choice(kinds), rng.choice(targets), rng.choice((0.3, 1.0, 1.0)))
+
+
+def _lost_rents(rng: Random, harsh: float) -> tuple[Window, ...]:
+    """The first rents get no answer, and nobody knows whether they were carried out."""
+    if rng.random() > 0.2 * harsh:
+        return ()
+    kind = rng.choice(("lost", "timeout", "5xx", "connection"))
+    return (Window(0.0, rng.uniform(10, 5 * MINUTE), kind, "rent", rng.choice((0.5, 1.0))),)
+
+
+def _deaths(rng: Random, span_s: float, harsh: float) -> tuple[Death, ...]:
+    deaths = []
+    while rng.random() < 0.5 * min(harsh, 1.3) and len(deaths) < 4:
+        by_call = rng.random() < 0.6
+        soon = rng.choice(
+            (rng.uniform(1, 60), rng.uniform(1, 60), rng.uniform(60, 15 * MINUTE), rng.uniform(0, 2 * HOUR))
+        )
+        again = None if rng.random() < 0.15 else soon
+        at_call = (
+            rng.choice((rng.randint(1, 30), rng.randint(1, 100), rng.randint(1, 400), rng.randint(1, 4000)))
+            if by_call
+            else None
+        )
+        deaths.append(Death(at_call, None if by_call else rng.uniform(0, span_s), rng.random() < 0.5, again))
+    return tuple(deaths)
