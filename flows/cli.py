@@ -151,7 +151,9 @@ def hosts(
                 forget_host(client, executor_id)
                 err.print(f"{executor_id} forgotten")
             elif rest.until > time.time():
-                table.add_row(executor_id, f"{datetime.fromtimestamp(rest.until, UTC):%Y-%m-%d %H:%M}", escape(rest.why))
+                table.add_row(
+                    executor_id, f"{datetime.fromtimestamp(rest.until, UTC):%Y-%m-%d %H:%M}", escape(rest.why)
+                )
     out.print(table if table.row_count else "no host is left out")
 
 
@@ -198,12 +200,12 @@ def gateway(
     port: Annotated[int, typer.Option(help="Port to listen on; 0: any.")] = 4201,
 ) -> None:
     """Run the gateway as a service: what a public `api_url` for pods must lead to, instead of to Prefect itself."""
-    from plugins.gateway.__main__ import serve as serve_gateway
-
+    from plugins.gateway.__main__ import main as serve_gateway
     from tasks.api_door import key_file
     from tasks.control_plane import known_api
 
-    serve_gateway(known_api(), key_file(), host=host, port=port)
+    argv = ["--upstream", known_api(), "--key-file", str(key_file()), "--host", host, "--port", str(port)]
+    raise typer.Exit(serve_gateway(argv))
 
 
 @app.command()
@@ -257,14 +259,17 @@ def emulator(ctx: typer.Context) -> None:
 
 
 @app.command()
-def doctor() -> None:
-    """Check what this machine has for real runs, and say how to get what it lacks."""
+def doctor(
+    recipe: Annotated[Path | None, typer.Argument(help="YAML file of a recipe: check also what it needs.")] = None,
+) -> None:
+    """Check what this machine has for the demo and for real runs, and say how to get what it lacks."""
     from tasks.doctor import examine
 
-    table = Table("check", "found", "what to do", title="trainstack doctor")
-    findings = examine()
+    table = Table("check", "for", "found", "what to do", title="trainstack doctor")
+    findings = examine(load_recipe(recipe) if recipe else None)
     for found in findings:
-        table.add_row(found.what, ("[green]✓[/] " if found.ok else "[red]✗[/] ") + found.found, found.remedy)
+        mark = "[green]✓[/] " if found.ok else "[red]✗[/] "
+        table.add_row(found.what, found.needed_for, mark + escape(found.found), escape(found.remedy))
     out.print(table)
     raise typer.Exit(0 if all(found.ok or not found.required for found in findings) else 1)
 

@@ -193,10 +193,7 @@ class _Chain:
             end = attempt.wait()
             self._attempt = None
             if end is AttemptEnd.COMPLETED:
-                result = attempt.result
-                assert result is not None
-                self._outlast(lambda: self._verbs.sync(run, result))
-                return result
+                return self._synced(attempt)
             problems.append(attempt.problem)
             run.log(f"WARNING {name} attempt {attempt.number}: {end}: {attempt.problem}")
             if end is AttemptEnd.TRAINER_FAILED and _same_failures(problems):
@@ -208,6 +205,13 @@ class _Chain:
             f"Run {run.run_id}: {name} did not finish in {run.recipe.max_attempts} attempts (max_attempts). "
             f"The last one: {problems[-1]}"
         )
+
+    def _synced(self, attempt: Attempt) -> StageResult:
+        """The result of an attempt whose last checkpoint was seen in the store."""
+        result = attempt.result
+        assert result is not None
+        self._outlast(lambda: self._verbs.sync(self._run, result))
+        return result
 
     def end(self, *, last_sync_s: float = 0.0, keep_warm: bool = False) -> float:
         """Cancel what still trains, give the pods back (or hold the pod warm); returns the cost. The first call counts.

@@ -11,6 +11,7 @@ from blocks.recipe import Recipe, StageName
 from plugins.checkpoints.stores.open import open_store
 from plugins.errors import Refused, UserError
 from plugins.lium.offers import Ranking
+from plugins.lium.rent_inputs import image_reference
 from plugins.slime.flags import lint
 from plugins.slime.launch import TrainerSpec, build
 from plugins.slime.prompt_data import inspect
@@ -45,6 +46,8 @@ def check_recipe(recipe: Recipe, stages: list[StageName]) -> Checked:
     if missing:
         raise UserError(f"Recipe '{recipe.name}': secrets: {', '.join(missing)} not set in this environment.")
     check_money(recipe)
+    if recipe.pod.image:
+        image_reference(recipe.pod.image)
     check_budget(recipe.pod, Ranking((), (), wish_of(recipe), 0.0))
     _check_store(recipe)
     open_store(recipe.checkpoint.store).check()

@@ -34,6 +34,10 @@ class Market(Protocol):
         """How long a boot would take there."""
         ...
 
+    def known_template(self, image: str) -> str | None:
+        """Id of the template that a rent of this image would use, if the account has it."""
+        ...
+
     def unknown_gpu(self, name: str) -> list[str] | None:
         """The names that Lium knows when `name` is none of them."""
         ...
@@ -130,15 +134,29 @@ def make_plan(recipe: Recipe, account: Market, resting: Mapping[str, Rest], now:
 
     Raises UserError for what `check_wish` and `check_budget` refuse, ControlPlaneError when Lium does not answer.
     """
-    wish, hosts = wish_of(recipe), account.hosts()
+    wish, hosts, pod = wish_of(recipe), account.hosts(), recipe.pod
     check_wish(account, wish, hosts)
-    ranking = rank(hosts, wish, resting=resting, now=now)
-    check_budget(recipe.pod, ranking)
-    asked = {host_id: account.estimate(host_id, recipe.pod.template_id) for host_id in shortlist(ranking)}
-    estimates = {host_id: estimate for host_id, estimate in asked.items() if estimate is not None}
-    if estimates:
-        ranking = rank(hosts, wish, resting=resting, now=now, estimates=estimates)
-    return Plan(recipe.name, recipe.pod, ranking, account.balance())
+    first = rank(hosts, wish, resting=resting, now=now)
+    check_budget(pod, first)
+    template_id = account.known_template(pod.image) if pod.image else pod.template_id
+    return Plan(recipe.name, pod, with_estimates(account, first, hosts, template_id, resting), account.balance())
+
+
+def with_estimates(
+    market: Market,
+    ranking: Ranking,
+    hosts: Sequence[Host],
+    template_id: str | None,
+    resting: Mapping[str, Rest],
+    *,
+    spot_allowed: bool = True,
+) -> Ranking:
+    """The ranking once more, with what Lium says about boot times of the first few hosts: they decide near ties."""
+    asked = {host_id: market.estimate(host_id, template_id) for host_id in shortlist(ranking)}
+    known = {host_id: estimate for host_id, estimate in asked.items() if estimate is not None}
+    if not known:
+        return ranking
+    return rank(hosts, ranking.wish, resting=resting, now=ranking.now, spot_allowed=spot_allowed, estimates=known)
 
 
 def _prices(ranking: Ranking) -> Iterator[float]:

@@ -33,7 +33,7 @@ EMPTY: Row = {
     "tier": None,
     "gpu": "",
     "price_per_hour": None,
-    "state": INTENT,
+    "state": "",
     "fit": False,
     "claimed": False,
     "rented_at": None,
@@ -97,6 +97,7 @@ class PodLedger:
             "tier": offer.host.tier,
             "gpu": f"{offer.gpu_count}x {offer.host.gpu}",
             "price_per_hour": offer.price_per_hour,
+            "state": INTENT,
             "rented_at": self._time(intent.at),
             "intent": asdict(intent),
         }
@@ -104,7 +105,7 @@ class PodLedger:
 
     def unsettled(self) -> list[Intent]:
         """Rents of which it is not known what became of them."""
-        return [Intent(**row["intent"]) for row in self.rows() if row["state"] == INTENT]
+        return [Intent(**row["intent"]) for row in self.rows() if row["intent"] and row["state"] == INTENT]
 
     def refused(self, name: str, why: str) -> None:
         """Note that a rent made no pod."""

@@ -20,11 +20,11 @@ from plugins.errors import CapacityError, PodLost, UserError
 from plugins.lium import budget
 from plugins.lium.budget import Charge, Money
 from plugins.lium.client import LiumAccount
-from plugins.lium.offers import Offer, Ranking, Rest, rank, shortlist
+from plugins.lium.offers import Offer, Ranking, Rest, rank
 from plugins.lium.pods import PodRow, RentOrder
 from plugins.lium.poller import wait_ready
 from plugins.lium.preflight import failing
-from tasks.plan import check_budget, check_wish, wish_of
+from tasks.plan import check_budget, check_wish, wish_of, with_estimates
 from tasks.pod_ledger import pod_number
 from tasks.retry import outside_failed
 from tasks.run import PodLink, Run, RunEnded
@@ -166,7 +166,7 @@ def rent_best(run: Run, stages: Sequence[str], problems: list[str]) -> PodRow | 
 def best_offer(run: Run) -> tuple[Offer, str | None]:
     """The best offer now and the template to rent it with, waiting for capacity as long as the recipe says."""
     pod, began, pause_s = run.recipe.pod, run.clock.monotonic(), CAPACITY_LOOK_S
-    template_id = run.account.template_for(pod.image, run.log) if pod.image else pod.template_id
+    template_id = run.account.template_for(pod.image, run.log, run.nap) if pod.image else pod.template_id
     while True:
         ranking = rank_now(run, template_id)
         if ranking.offers:
@@ -189,19 +189,14 @@ def best_offer(run: Run) -> tuple[Offer, str | None]:
 
 def rank_now(run: Run, template_id: str | None) -> Ranking:
     """The offers of this moment, best first."""
-    wish, hosts, now = wish_of(run.recipe), run.account.hosts(), run.clock.now()
+    wish, hosts = wish_of(run.recipe), run.account.hosts()
     resting = run.board.resting() if run.recipe.pod.bad_host_hours else {}
     spot = spot_allowed(run)
-    first = rank(hosts, wish, resting=resting, now=now, spot_allowed=spot)
+    first = rank(hosts, wish, resting=resting, now=run.clock.now(), spot_allowed=spot)
     if not run.ledger.known():  # before the first rent only: later a country may be sold out for an hour
         check_wish(run.account, wish, hosts)
         check_budget(run.recipe.pod, first)
-    estimates = {}
-    for executor_id in shortlist(first):
-        found = run.account.estimate(executor_id, template_id)
-        if found is not None:
-            estimates[executor_id] = found
-    return rank(hosts, wish, resting=resting, now=now, spot_allowed=spot, estimates=estimates) if estimates else first
+    return with_estimates(run.account, first, hosts, template_id, resting, spot_allowed=spot)
 
 
 def spot_allowed(run: Run) -> bool:

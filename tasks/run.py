@@ -178,8 +178,8 @@ class Run:
             if self.board.cancelling():
                 self._cancelled = True
                 self._woken.set()
-        except ControlPlaneError as error:
-            self.log(f"WARNING {error}; the run goes on")
+        except Exception as error:  # whatever Prefect's client raises: the next look must come all the same
+            self.log(f"WARNING Prefect does not answer ({type(error).__name__}: {error}); the run goes on")
         return STATE_LOOK_S
 
     def _push(self) -> float:
@@ -189,8 +189,8 @@ class Run:
                 self.extend(pod_id)
             except ControlPlaneError as error:
                 self.log(f"WARNING the pod's end could not be pushed forward, trying again: {error}")
-            except TrainstackError as error:
-                self.log(f"WARNING {error}")
+            except Exception as error:  # a duty that ends would let every pod of the run end with it
+                self.log(f"WARNING {type(error).__name__}: {error}")
         return min(PUSH_S, self.dead_man.total_seconds() / 3, self._watch_money())
 
     def _watch_money(self) -> float:

@@ -62,7 +62,7 @@ def convert(error: Exception, what: str) -> TrainstackError:
     if isinstance(error, lium.LiumServerError | requests.RequestException | OSError | EOFError):
         return OutcomeUnknown(f"{what}: Lium does not answer: {text or type(error).__name__}")
     if isinstance(error, lium.LiumError):
-        return _by_status(text, what)
+        return _by_status(text, what, str(error.code or ""))
     if isinstance(error, ValueError) and "not in the current listing" in text:  # the SDK looks before it rents
         return CapacityError(f"{what}: the host is rented or offline by now")
     if isinstance(error, ValueError) and "SSH keys" in text:
@@ -98,11 +98,11 @@ def _permission_remedy(error: Exception) -> str:
     return "check the balance, the key's budget and its scopes"
 
 
-def _by_status(text: str, what: str) -> TrainstackError:
+def _by_status(text: str, what: str, code: str = "") -> TrainstackError:
     """The SDK gives plain errors the status in their text only; one without is the SDK's own refusal."""
     match = _STATUS.match(text)
     status, detail = (int(match[1]), match[2]) if match else (0, text)
-    if status == 409 and ("attached to pod" in detail or "volume_in_use" in detail):
+    if status == 409 and (code == "volume_in_use" or "attached to pod" in detail):
         return UserError(f"{what}: {detail}: wait for that pod's end, or use another volume")
     if status == 409 or detail.startswith(("No node matches", "rent-by-spec returned no node")):
         return CapacityError(f"{what}: no machine fits now: {detail}")

@@ -33,7 +33,7 @@ from plugins.lium.pods import (
     row_from_info,
     row_from_json,
 )
-from plugins.lium.rent_inputs import refuse_held_volume, template_for_image, volume_id
+from plugins.lium.rent_inputs import known_template, refuse_held_volume, template_for_image, volume_id
 
 __all__ = ["Intent", "LiumAccount", "LiumSettings", "PodEvent", "PodRecord", "PodRow", "RentOrder", "guard"]
 
@@ -164,9 +164,21 @@ class LiumAccount:
         found: float | None = self._ask("read the balance", self._lium.balance_or_none)
         return found
 
-    def template_for(self, image: str, note: Callable[[str], None] = lambda _: None) -> str:
-        """Id of a private template that runs `image`, found or made and waited for (see `rent_inputs.py`)."""
-        return template_for_image(self._lium, self._ask, image, note=note, sleep=self._clock.sleep)
+    def template_for(
+        self,
+        image: str,
+        note: Callable[[str], None] = lambda _: None,
+        sleep: Callable[[float], None] | None = None,
+    ) -> str:
+        """Id of a private template that runs `image`, found or made and waited for (see `rent_inputs.py`).
+
+        sleep: how to wait; one that raises ends the waiting.
+        """
+        return template_for_image(self._lium, self._ask, image, note=note, sleep=sleep or self._clock.sleep)
+
+    def known_template(self, image: str) -> str | None:
+        """Id of the template that `template_for` would find; None when it would make one."""
+        return known_template(self._lium, self._ask, image)
 
     def volume_for(self, wanted: str, own_names: Collection[str] = ()) -> str:
         """Id of a volume, found or made. UserError: unknown, ambiguous, or held by a pod that is not ours."""

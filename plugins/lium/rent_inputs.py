@@ -93,6 +93,12 @@ def template_for_image(
     return _wait_verified(lium, ask, wanted, found, timeout_s, sleep, tell)
 
 
+def known_template(lium: Any, ask: Ask, image: str) -> str | None:
+    """Id of the template that a rent of this image would use, if the account has it already. Makes nothing."""
+    found = _oldest_named(lium, ask, image_reference(image).template_name)
+    return None if found is None else str(found.id)
+
+
 def _make(lium: Any, wanted: ImageReference) -> Any:
     return lium.create_template(
         name=wanted.template_name,

@@ -29,9 +29,7 @@ def _wrong_with(path: Path) -> tuple[str, str] | None:
         return f"others may use it (mode bits {mode:03o})", f"chmod 600 {path}"
     try:
         key = asyncssh.read_private_key(str(path))
-    except asyncssh.KeyEncryptionError:
-        return _encrypted(path)
-    except asyncssh.KeyImportError as error:
+    except (asyncssh.KeyImportError, asyncssh.KeyEncryptionError) as error:
         if "assphrase" in str(error):
             return _encrypted(path)
         return "is not a private key that can be read", "make a pair with ssh-keygen -t ed25519"

@@ -57,9 +57,8 @@ def carry_out_in(world: World, flow: Flow, reap: Reap | None = None) -> Outcome:
             break
         again_after_s = world.starts_again_after_s(process)
     over_at = world.clock.now()
-    abandoned = world.processes[-1].killed
-    world.clock.sleep(max(plan.dead_man_minutes * 60.0, HOUR if abandoned and reap is None else 0.0) + LATE_POD_S)
-    if abandoned and reap is not None:
+    world.clock.sleep(max(plan.dead_man_minutes * 60.0, 0.0 if reap is not None else HOUR) + LATE_POD_S)
+    if reap is not None and world.watch.living():
         _reap_to_the_end(world, reap)
     world.watch.all_over()
     return Outcome(

@@ -1,10 +1,10 @@
 """What must hold in every schedule, watched while it happens and once more at the end.
 
 The watch knows the truth of the world, which the flow's processes do not: whether an attempt was healthy, what a pod
-really cost, who steered. So an excuse (a cancel, the budget, a service that was down) must be true and not just believed.
+really cost, who steered. So an excuse (a cancel, the budget, a service that was down) must be true, not just believed.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -19,7 +19,9 @@ PRICE_TOLERANCE = 1e-6
 MONEY_SHORT = 0.78  # of the budget: from here on a run may end itself, in time for a last sync
 LAST_SYNC_S = 320.0
 QUIET_S = 300.0  # so long without trouble, and a steering process must have got its calls through
-LONGEST_OVERPRICED_S = 300.0
+GIVE_BACK_S = 60.0
+CANCEL_S = 120.0
+LAST_PROBE_S = 40.0  # a look over SSH that began while it was down may end so much later
 
 ORPHAN, DOUBLE, HEALTHY, CEILING = "orphans", "double_rents", "healthy_killed", "over_ceiling"
 BUDGET, STATE, STRANGER, DUTY = "over_budget", "no_word", "strangers_touched", "dead_duties"
@@ -107,7 +109,7 @@ class Watch:
             return
         now = self._world.clock.now()
         began = max(now - self._world.plan.dead_man_minutes * 60, attempt.started_at or now)
-        if _longest_gap(self._troubled(began, now), began, now) >= QUIET_S:
+        if self._was_quiet(began, now, QUIET_S):
             self._breach(HEALTHY, f"{pod.name} reached its scheduled end while it trained and was steered")
 
     # -- at the end -----------------------------------------------------------------------------------------------
@@ -120,10 +122,14 @@ class Watch:
             return
         if ending.state not in ("COMPLETED", "FAILED", "CANCELLED") or len(ending.message.split()) < 3:
             self._breach(STATE, f"the run ended {ending.state}: {ending.message!r}")
-        now = self._world.clock.now()
-        left = [pod.name for pod in self._own() if pod.living]
-        if left and not _overlaps(self._troubled(now - QUIET_S, now), now - QUIET_S, now):
+        now, left = self._world.clock.now(), self.living()
+        if left and self._was_quiet(now - 2.5 * GIVE_BACK_S, now, GIVE_BACK_S, ("list", "read", "change", "delete")):
             self._breach(ORPHAN, f"{', '.join(left)} outlived a flow that ended by itself in quiet times")
+        asked = self._world.stages.cancelled_at
+        if asked is None or not self._world.stages.cancelling or ending.state == "CANCELLED":
+            return
+        if self._was_quiet(asked, now, CANCEL_S):
+            self._breach(STATE, f"the run was cancelled {now - asked:.0f} s ago and ended {ending.state}")
 
     def all_over(self) -> None:
         """The last start is over and the dead-man time has passed."""
@@ -147,9 +153,12 @@ class Watch:
         if pod.price / pod.gpus <= self._world.plan.ceiling + PRICE_TOLERANCE or pod.running_at is None:
             return
         end = pod.ended_at or self._world.clock.now()
-        kept_s = _longest_gap(self._troubled(pod.running_at, end), pod.running_at, end)
-        if kept_s > LONGEST_OVERPRICED_S:
-            self._breach(CEILING, f"{pod.name} costs too much and was kept for {kept_s:.0f} s of quiet time")
+        if self._was_quiet(pod.running_at, end, QUIET_S):
+            self._breach(CEILING, f"{pod.name} costs too much and was kept for {end - pod.running_at:.0f} s")
+
+    def living(self) -> list[str]:
+        """Names of this run's pods that live."""
+        return [pod.name for pod in self._own() if pod.living]
 
     # -- what is true ---------------------------------------------------------------------------------------------
 
@@ -157,12 +166,18 @@ class Watch:
         return [pod for pod in self._world.market.pods.values() if not pod.stranger]
 
     def _excused(self) -> bool:
-        """Whether healthy training may be ended now: cancelled, money short, or nobody there to ask."""
+        """Whether healthy training may be ended now: cancelled, money short, out of reach, or nobody there to ask."""
         world = self._world
         if world.stages.was_cancelled or any(process.interrupted for process in world.processes):
             return True
         process = world.process
-        return process is None or not process.alive or self._money_short()
+        return process is None or not process.alive or self._money_short() or self._out_of_reach()
+
+    def _out_of_reach(self) -> bool:
+        """Whether SSH was down for so long that DESIGN 5.1 calls a pod lost whose heartbeat is old."""
+        now, patience_s = self._world.clock.now(), self._world.plan.unreachable_after_s
+        spells = self._world.ssh_weather.spells(surely=True)
+        return any(start + patience_s <= now and end >= now - LAST_PROBE_S for start, end in spells)
 
     def _money_short(self) -> bool:
         """Counted from the rent, as a careful run counts: never less than the bill."""
@@ -171,11 +186,19 @@ class Watch:
         rate = sum(pod.price for pod in self._own() if pod.living)
         return spent + rate * LAST_SYNC_S / HOUR >= plan.budget or spent >= MONEY_SHORT * plan.budget
 
-    def _troubled(self, start: float, end: float) -> list[Spell]:
-        """When steering could fail without fault: a service in trouble, no process, or one that slept."""
+    def _was_quiet(self, start: float, end: float, length_s: float, targets: Collection[str] | None = None) -> bool:
+        """Whether nothing could keep a steering process from its work for `length_s` seconds on end in that time."""
+        return _longest_gap(self._troubled(start, end, targets), start, end) >= length_s
+
+    def _troubled(self, start: float, end: float, targets: Collection[str] | None = None) -> list[Spell]:
+        """When steering could fail without fault: a service in trouble, no process, or one that slept.
+
+        targets: calls to Lium that count; None: all that steering needs, and board and SSH too.
+        """
         world = self._world
-        spells = world.lium_weather.spells(("list", "read", "change", "extend", "delete"))
-        spells += world.board_weather.spells(("all",)) + world.ssh_weather.spells(("all",))
+        spells = world.lium_weather.spells(targets or ("list", "read", "change", "extend", "delete"))
+        if targets is None:
+            spells += world.board_weather.spells() + world.ssh_weather.spells()
         awake_from = start
         for process in world.processes:
             spells += [(awake_from, process.started_at), *process.naps]
@@ -195,7 +218,3 @@ def _longest_gap(spells: Sequence[Spell], start: float, end: float) -> float:
         longest = max(longest, begins - covered)
         covered = max(covered, ends)
     return max(longest, end - covered)
-
-
-def _overlaps(spells: Sequence[Spell], start: float, end: float) -> bool:
-    return any(begins < end and ends > start for begins, ends in spells)

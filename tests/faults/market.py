@@ -21,7 +21,7 @@ HOUR = 3600.0
 FAILED_ROW_S = 180.0  # lium.md 3: a failed create stays listed for so long
 BROKEN_ROW_S = 900.0
 KEY_KEPT_S = 24 * HOUR
-LIVING = ("PENDING", "RUNNING")
+LATE_PODS = 0.25  # so many appear in the listing only after a while
 
 Answer = tuple[int, dict[str, Any]]
 
@@ -159,7 +159,7 @@ class Market:
     ) -> SimPod:
         """Make the pod and let its life begin."""
         now, plan = self.clock.now(), host.plan
-        late_s = self._rng.uniform(5, 60) if not stranger and self._rng.random() < 0.1 else 0.0
+        late_s = self._rng.uniform(5, 60) if not stranger and self._rng.random() < LATE_PODS else 0.0
         pod = SimPod(self.new_id(), name, host, count, price, now, now + late_s, hours, stranger)
         self.pods[pod.id] = pod
         host.taken += count

@@ -16,8 +16,8 @@ from plugins.lium.pods import PodRow, row_from_info
 from tests.faults.invariants import Ending
 from tests.faults.market import HOUR, iso
 from tests.faults.sim_board import SimBoard
-from tests.faults.sim_lium import SimLium
 from tests.faults.sim_link import open_link
+from tests.faults.sim_lium import SimLium
 from tests.faults.virtual_clock import Process
 from tests.faults.world import World
 

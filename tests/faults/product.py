@@ -7,6 +7,7 @@ engine is not there, so the tasks' functions are called with the retries that th
 import contextlib
 import io
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,16 +31,27 @@ from tests.faults.sim_lium import SimLium
 from tests.faults.virtual_clock import Process
 from tests.faults.world import World
 
+
+@dataclass(frozen=True)
+class Parts:
+    """What a test may leave a guard out of: the account's class, the recipe, and the verbs of the chain."""
+
+    account: type[LiumAccount] = LiumAccount
+    recipe: Callable[[Schedule], Recipe] | None = None
+    verbs: Callable[[Verbs], Verbs] = lambda verbs: verbs
+
+
 SETTINGS = LiumSettings("http://127.0.0.1:1/api", "sim", Path("/nowhere/id_ed25519"))
 PASSING = (ControlPlaneError, StoreError)  # what the tasks' own retry conditions let through
 
 
-def flow(world: World, process: Process) -> Ending:
+def flow(world: World, process: Process, parts: Parts = Parts()) -> Ending:
     """One start of the pipeline; the endings are `tasks.chain.carry_through`'s."""
-    recipe = recipe_of(world.plan)
+    recipe = (parts.recipe or recipe_of)(world.plan)
     data = StageData(Path("/data/prompts.jsonl"), 100, "0" * 64)
     stages: Any = [stage.name for stage in world.plan.stages]
-    last = {stage.name: stage.iterations - 1 for stage in world.plan.stages}
+    last: Any = {stage.name: stage.iterations - 1 for stage in world.plan.stages}
+    checked = Checked(dict.fromkeys(stages, data), last)
     try:
         with (
             contextlib.redirect_stderr(io.StringIO()),
@@ -47,14 +59,14 @@ def flow(world: World, process: Process) -> Ending:
                 world.run_id,
                 recipe,
                 board=SimBoard(world, process),
-                account=LiumAccount(SETTINGS, clock=process, lium=SimLium(world, process)),
+                account=parts.account(SETTINGS, clock=process, lium=SimLium(world, process)),
                 store=SimStore(world, process),  # type: ignore[arg-type]
                 log=lambda message: world.note("log", message),
                 open_link=lambda run, row: open_link(world, process, run, row),
                 clock=process,
             ) as run,
         ):
-            _, cost = carry_stages(run, stages, Checked(dict.fromkeys(stages, data), last), _verbs(process))  # type: ignore[arg-type]
+            _, cost = carry_stages(run, stages, checked, parts.verbs(_verbs(process)))
             return Ending("COMPLETED", f"it is done and cost ${cost:.2f}")
     except RunCancelled as cancelled:
         return Ending("CANCELLED", str(cancelled))

@@ -13,6 +13,7 @@ MINUTE = 60.0
 LIUM_TROUBLE = ("5xx", "connection", "timeout", "429", "empty", "missing", "status", "slow", "lost")
 BOARD_TROUBLE = ("down", "lost")
 TARGETS = ("all", "all", "list", "read", "change", "rent", "extend", "delete")
+CRITICAL = ("rent", "rent", "delete", "extend")
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class HostPlan:
 
 @dataclass(frozen=True)
 class StagePlan:
-    """One training stage. `ends`: how its first attempts end: well, crashed, failed, killed, hangs; later ones: well."""
+    """One training stage. ends: of its first attempts: well, crashed, failed, killed, hangs; later ones end well."""
 
     name: str
     iterations: int
@@ -65,8 +66,9 @@ class Window:
 
 @dataclass(frozen=True)
 class CallFault:
-    """The n-th call to Lium of the whole run (from 1) meets a trouble. done: a changing call was carried out."""
+    """The n-th call to `target` of the whole run (from 1) meets a trouble. done: a changing call was carried out."""
 
+    target: str
     call: int
     kind: str
     done: bool
@@ -74,11 +76,12 @@ class CallFault:
 
 @dataclass(frozen=True)
 class Death:
-    """How one start of the flow is killed: at a seam call (before or after its effect), or so long after its start.
+    """How one start of the flow is killed: at its n-th call to `target` (before or after the effect), or by the clock.
 
-    again_after_s: when the next start comes; None: nobody ever starts it again.
+    after_s: so long after its start. again_after_s: when the next start comes; None: nobody ever starts it again.
     """
 
+    target: str
     at_call: int | None
     after_s: float | None
     after_effect: bool
@@ -165,18 +168,21 @@ def schedule(seed: int) -> Schedule:
     stages = _stages(rng, harsh)
     hours = sum(stage.iterations * stage.iteration_s for stage in stages) / HOUR
     dead_man = rng.choice((10, 15, 30, 30, 30, 60))
-    need = max(hours * rng.choice((1.6, 3.0, 5.0)), dead_man / 60)
+    spare = rng.choice((0.6, 1.6, 3.0))  # budgets: too small for the whole run, just enough, plenty
+    least = 1.05 - dead_man / 60  # a pod that nobody steers from its rent on ends an hour after its boot
+    need = max(hours * spare, least, dead_man / 60)
     span_s = hours * HOUR * 2 + 20 * MINUTE
+    outages = [_outage(rng, span_s) for _ in range(_some(rng, 0.4 * harsh))]
     return Schedule(
         seed=seed,
         gpus=gpus,
         ceiling=ceiling,
-        budget=round(gpus * ceiling * (need + 1.0), 2),
+        budget=round(gpus * ceiling * need, 2),
         dead_man_minutes=dead_man,
-        capacity_wait_minutes=rng.choice((0.0, 10.0, 30.0, 90.0, 90.0)),
-        ready_timeout_minutes=rng.choice((10.0, 20.0, 30.0)),
+        capacity_wait_minutes=rng.choice((0.0, 10.0, 30.0, 60.0)),
+        ready_timeout_minutes=rng.choice((8.0, 15.0, 20.0)),
         unreachable_after_s=rng.choice((60.0, 180.0, 180.0)),
-        bad_host_hours=rng.choice((1.0, 6.0)),
+        bad_host_hours=rng.choice((2.0, 6.0)),
         max_attempts=rng.choice((3, 4, 6, 8)),
         tier=rng.choice(("any", "any", "any", "secure", "spot-first")),
         idle_release=rng.random() < 0.2,
@@ -186,13 +192,14 @@ def schedule(seed: int) -> Schedule:
         lium=(
             *(_window(rng, span_s, LIUM_TROUBLE, TARGETS) for _ in range(_some(rng, 2.5 * harsh))),
             *_lost_rents(rng, harsh),
+            *(replace(outage, kind="connection") for outage in outages),
         ),
-        calls=tuple(
-            CallFault(rng.randint(1, rng.choice((30, 300))), rng.choice(LIUM_TROUBLE), rng.random() < 0.5)
-            for _ in range(_some(rng, 4 * harsh))
+        calls=tuple(_call_fault(rng) for _ in range(_some(rng, 4 * harsh))),
+        board=(*(_window(rng, span_s, BOARD_TROUBLE, ("all",)) for _ in range(_some(rng, 0.8 * harsh))), *outages),
+        ssh=(
+            *(_window(rng, span_s, ("down",), ("all",)) for _ in range(_some(rng, 0.4 * harsh))),
+            *(replace(outage, end_s=outage.end_s + rng.uniform(0, 50)) for outage in outages),
         ),
-        board=tuple(_window(rng, span_s, BOARD_TROUBLE, ("all",)) for _ in range(_some(rng, 0.8 * harsh))),
-        ssh=tuple(_window(rng, span_s, ("down",), ("all",)) for _ in range(_some(rng, 0.4 * harsh))),
         deaths=_deaths(rng, span_s, harsh),
         cancel_at_s=rng.uniform(0, span_s) if rng.random() < 0.12 else None,
         ctrl_c_at_s=rng.uniform(0, span_s) if rng.random() < 0.08 else None,
@@ -214,7 +221,12 @@ def _some(rng: Random, mean: float) -> int:
 
 
 def _hosts(rng: Random, gpus: int, ceiling: float, harsh: float) -> tuple[HostPlan, ...]:
-    return tuple(_host(rng, number, gpus, ceiling, harsh) for number in range(rng.randint(2, 8)))
+    """Two to eight machines; mostly one of them is sound, so that a run that goes on trying comes to its end."""
+    hosts = [_host(rng, number, gpus, ceiling, harsh) for number in range(rng.randint(2, 8))]
+    if rng.random() < 0.85:
+        sound = _host(rng, len(hosts), gpus, ceiling, 0.0)
+        hosts.append(replace(sound, price=round(ceiling * rng.choice((0.9, 1.0)), 2)))
+    return tuple(hosts)
 
 
 def _host(rng: Random, number: int, gpus: int, ceiling: float, harsh: float) -> HostPlan:
@@ -223,6 +235,7 @@ def _host(rng: Random, number: int, gpus: int, ceiling: float, harsh: float) -> 
 
     boot = "fails" if bad(0.2) else "stuck" if bad(0.05) else "ok"
     slow = bad(0.15)
+    bait = bad(0.12)  # listed cheap, charged dear
     life_s = rng.expovariate(1 / (6 * MINUTE)) if bad(0.45) else 1e9
     loss = rng.choice(("vanish", "broken", "stopped", "network", "network")) if life_s < 1e9 else "none"
     changes = tuple(sorted((_change(rng, ceiling) for _ in range(_some(rng, 1.2 * harsh))), key=lambda c: c[0]))
@@ -230,15 +243,15 @@ def _host(rng: Random, number: int, gpus: int, ceiling: float, harsh: float) -> 
         number=number,
         gpu="NVIDIA H200",
         gpus=8 if gpus == 8 else rng.choice((1, 2, 8)),
-        price=round(ceiling * rng.choice((0.6, 0.7, 0.8, 0.9, 0.95, 1.0, 1.0, 1.01, 1.3)), 2),
+        price=round(ceiling * (0.75 if bait else rng.choice((0.6, 0.7, 0.8, 0.9, 0.95, 1.0, 1.0, 1.01, 1.3))), 2),
         tier=rng.choice(("spot", "secure")),
         country=rng.choice(("US", "FI", "CA")),
-        boot_s=rng.uniform(5 * MINUTE, 35 * MINUTE) if slow else rng.uniform(10, 180),
+        boot_s=rng.uniform(4 * MINUTE, 25 * MINUTE) if slow else rng.uniform(10, 180),
         boot=boot,
         lies=bad(0.15),
         life_s=life_s,
         loss=loss,
-        surcharge=1.3 if bad(0.08) else 1.0,
+        surcharge=1.4 if bait else 1.0,
         worker_s=None if bad(0.05) else rng.uniform(5, 60),
         frequent_failures=rng.random() < 0.1,
         download_mbps=rng.choice((200.0, 1000.0, 5000.0)),
@@ -253,12 +266,13 @@ def _change(rng: Random, ceiling: float) -> tuple[float, float | None, bool | No
 
 def _stages(rng: Random, harsh: float) -> tuple[StagePlan, ...]:
     names = rng.choice((("sft",), ("rl",), ("sft", "rl")))
+    long = rng.random() < 0.08  # longer than the end that comes with a rent: somebody must have pushed it forward
     worst = ("crashed", "failed", "killed", "hangs", "well", "well")
     return tuple(
         StagePlan(
             name=name,
             iterations=rng.randint(4, 20),
-            iteration_s=rng.choice((10.0, 20.0, 40.0)),
+            iteration_s=rng.uniform(300, 600) if long else rng.choice((10.0, 20.0, 40.0)),
             save_every=rng.choice((2, 5, 10)),
             ends=tuple(rng.choice(worst) for _ in range(_some(rng, 0.5 * harsh))),
         )
@@ -272,6 +286,18 @@ def _window(rng: Random, span_s: float, kinds: tuple[str, ...], targets: tuple[s
     return Window(start, start + length, rng.choice(kinds), rng.choice(targets), rng.choice((0.3, 1.0, 1.0)))
 
 
+def _outage(rng: Random, span_s: float) -> Window:
+    """The network of the machine that steers is gone: nothing answers it, and SSH comes back last."""
+    start = rng.uniform(0, span_s)
+    return Window(start, start + rng.uniform(10, 5 * MINUTE), "down", "all", 1.0)
+
+
+def _call_fault(rng: Random) -> CallFault:
+    if rng.random() < 0.4:
+        return CallFault(rng.choice(CRITICAL), rng.randint(1, 4), rng.choice(LIUM_TROUBLE), rng.random() < 0.5)
+    return CallFault("all", rng.randint(1, rng.choice((30, 300))), rng.choice(LIUM_TROUBLE), rng.random() < 0.5)
+
+
 def _lost_rents(rng: Random, harsh: float) -> tuple[Window, ...]:
     """The first rents get no answer, and nobody knows whether they were carried out."""
     if rng.random() > 0.2 * harsh:
@@ -281,17 +307,16 @@ def _lost_rents(rng: Random, harsh: float) -> tuple[Window, ...]:
 
 
 def _deaths(rng: Random, span_s: float, harsh: float) -> tuple[Death, ...]:
-    deaths = []
+    deaths: list[Death] = []
     while rng.random() < 0.5 * min(harsh, 1.3) and len(deaths) < 4:
-        by_call = rng.random() < 0.6
-        soon = rng.choice(
-            (rng.uniform(1, 60), rng.uniform(1, 60), rng.uniform(60, 15 * MINUTE), rng.uniform(0, 2 * HOUR))
-        )
+        soon = rng.choice((rng.uniform(1, 20), rng.uniform(1, 60), rng.uniform(60, 900), rng.uniform(0, 2 * HOUR)))
         again = None if rng.random() < 0.15 else soon
-        at_call = (
-            rng.choice((rng.randint(1, 30), rng.randint(1, 100), rng.randint(1, 400), rng.randint(1, 4000)))
-            if by_call
-            else None
-        )
-        deaths.append(Death(at_call, None if by_call else rng.uniform(0, span_s), rng.random() < 0.5, again))
+        how = rng.choice(("clock", "call", "call", "critical"))
+        target, call = "all", None
+        if how == "call":
+            call = rng.choice((rng.randint(1, 30), rng.randint(1, 100), rng.randint(1, 400), rng.randint(1, 4000)))
+        elif how == "critical":
+            target, call = rng.choice(CRITICAL), rng.randint(1, 3)
+        after_s = rng.uniform(0, span_s) if how == "clock" else None
+        deaths.append(Death(target, call, after_s, rng.random() < 0.6, again))
     return tuple(deaths)

@@ -5,7 +5,7 @@ It can be down for a while, and lose the answer to what it carried out. Where it
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import TypeVar
 from uuid import UUID
 
 from plugins.errors import ControlPlaneError

@@ -294,7 +294,7 @@ class SimLium:
 
     def _http(self, what: str, tags: tuple[str, ...], effect: Callable[[], T]) -> T:
         process, world = self._process, self._world
-        call = process.enter()
+        call = process.enter(tags)
         trouble = world.lium_weather.meets(tags)
         naps = len(process.naps)
         kind = trouble.kind if trouble else ""

@@ -88,6 +88,7 @@ class Stages:
     shown: dict[str, int] = field(default_factory=dict)
     cancelling: bool = False
     was_cancelled: bool = False
+    cancelled_at: float | None = None
 
     def __post_init__(self) -> None:
         self._rng = Random(f"stages {self.world.plan.seed}")
@@ -120,7 +121,7 @@ class Stages:
             return None, None
         ends = (attempt.dead_at, attempt.pod.ended_at, attempt.pod.cut_at)
         last = min([self.world.clock.now(), *(time for time in ends if time is not None)])
-        for start, end in self.world.board_weather.spells(("all",)):
+        for start, end in self.world.way_down:
             if start <= last < end:
                 last = max(attempt.started_at, start)
         at = attempt.started_at + BEAT_S * int((last - attempt.started_at) / BEAT_S)
@@ -184,7 +185,7 @@ class Stages:
 
     def _board_hears(self, attempt: SimAttempt) -> bool:
         now = self.world.clock.now()
-        down = any(start <= now < end for start, end in self.world.board_weather.spells(("all",)))
+        down = any(start <= now < end for start, end in self.world.way_down)
         return attempt.pod.reachable and not down
 
     def _claim(self, attempt: SimAttempt) -> None:

@@ -21,7 +21,7 @@ CASES = {
     "looks_up_absent_pods": (replace(calm(), lium=(Window(300, 330, "empty", "list", 1.0),)), DOUBLE),
     "survives_api_errors": (replace(calm(), lium=(Window(300, 400, "5xx", "list", 1.0),)), HEALTHY),
     "settles_lost_rents": (replace(calm(), lium=(Window(0, 40, "lost", "rent", 1.0),)), DOUBLE),
-    "adopts": (replace(calm(), deaths=(Death(None, 300.0, False, 60.0),)), DOUBLE),
+    "adopts": (replace(calm(), deaths=(Death("all", None, 300.0, False, 60.0),)), DOUBLE),
     "says_why": (calm(), STATE),
 }
 
@@ -60,14 +60,16 @@ def test_schedules_are_data_and_differ_by_seed() -> None:
 
 
 def test_a_process_killed_after_the_effect_of_a_call_leaves_the_effect() -> None:
-    outcomes = [naive(replace(calm(), deaths=(Death(call, None, True, None),)), Guards()) for call in range(1, 60)]
+    outcomes = [
+        naive(replace(calm(), deaths=(Death("all", call, None, True, None),)), Guards()) for call in range(1, 60)
+    ]
     assert {outcome.kills for outcome in outcomes} == {1}
     assert {outcome.rents for outcome in outcomes} == {0, 1}
     assert all(outcome.violations == () for outcome in outcomes)  # the dead-man switch ends what is left
 
 
 def test_a_killed_process_has_no_effect_from_its_finally_blocks() -> None:
-    outcome = naive(replace(calm(), deaths=(Death(None, 200.0, False, None),)), Guards())
+    outcome = naive(replace(calm(), deaths=(Death("all", None, 200.0, False, None),)), Guards())
     assert outcome.endings == ("KILLED",)
     assert outcome.virtual_s == pytest.approx(200.0, abs=1)
 
@@ -88,6 +90,8 @@ def test_a_laptop_that_sleeps_longer_than_the_dead_man_time_loses_its_pod_withou
 
 def test_single_calls_meet_their_trouble() -> None:
     plain = naive(calm(), Guards())
-    slow = naive(replace(calm(), calls=(CallFault(1, "timeout", False), CallFault(2, "timeout", False))), Guards())
+    slow = naive(
+        replace(calm(), calls=(CallFault("all", 1, "timeout", False), CallFault("all", 2, "timeout", False))), Guards()
+    )
     assert slow.endings == plain.endings == ("COMPLETED",)
     assert slow.virtual_s > plain.virtual_s + 55

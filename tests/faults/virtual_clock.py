@@ -7,7 +7,7 @@ killed like with `kill -9` (every later call raises `Killed`), interrupted with 
 
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from heapq import heappop, heappush
 
 from plugins.lium.clock import Duty
@@ -128,13 +128,22 @@ class VirtualDuty:
 class Process:
     """A clock and a life: one start of the flow. Every seam of the world asks it before and after each effect.
 
-    die_at_call: number of the seam call (from 1) at which the process is killed; after_effect: only when the call was
-    carried out, before its answer is known.
+    die_at_call: number of the seam call to `target` (from 1) at which it is killed; 'all' counts every call.
+    after_effect: only when the call was carried out, before its answer is known.
     """
 
-    def __init__(self, clock: VirtualClock, die_at_call: int | None = None, *, after_effect: bool = False) -> None:
+    def __init__(
+        self,
+        clock: VirtualClock,
+        die_at_call: int | None = None,
+        *,
+        target: str = "all",
+        after_effect: bool = False,
+    ) -> None:
         self._clock = clock
-        self._die_at_call, self._after_effect = die_at_call, after_effect
+        self._die_at_call, self._target, self._after_effect = die_at_call, target, after_effect
+        self._counted = 0
+        self._last_call = 0
         self._interrupted = False
         self._slept_s = 0.0
         self.alive = True
@@ -215,20 +224,24 @@ class Process:
         if not self.alive:
             raise Killed
 
-    def enter(self) -> int:
-        """A seam call begins; returns its number for `leave`. May kill the process."""
+    def enter(self, tags: Collection[str] = ()) -> int:
+        """A seam call to `tags` begins; returns its number for `leave`. May kill the process."""
         self.check()
         self.calls += 1
-        if self.calls == self._die_at_call and not self._after_effect:
-            self.kill()
-            raise Killed
+        if self._target == "all" or self._target in tags:
+            self._counted += 1
+            if self._counted == self._die_at_call:
+                self._last_call = self.calls
+                if not self._after_effect:
+                    self.kill()
+                    raise Killed
         if self.calls > MOST_CALLS:
             raise Runaway(f"{self.calls} calls and no end")
         return self.calls
 
     def leave(self, call: int) -> None:
         """The effect of a seam call is done. May kill the process."""
-        if call == self._die_at_call and self._after_effect:
+        if call == self._last_call:
             self.kill()
         self.check()
 

@@ -34,6 +34,8 @@ class World:
         self.lium_weather = Weather(self.clock, self.rng, plan.lium, plan.calls)
         self.board_weather = Weather(self.clock, self.rng, plan.board)
         self.ssh_weather = Weather(self.clock, self.rng, plan.ssh)
+        # From the newest on, so that a beat that falls into one goes back to before the one it follows.
+        self.way_down = sorted(self.board_weather.spells() + self.ssh_weather.spells(surely=True), reverse=True)
         self.listings: deque[float] = deque()
         self.templates: list[Any] = []
         self.volumes: list[Any] = []
@@ -67,7 +69,9 @@ class World:
         """Start the flow (again); the schedule says how this start ends."""
         number = len(self.processes)
         death = self.plan.deaths[number] if number < len(self.plan.deaths) else None
-        process = Process(self.clock, death.at_call if death else None, after_effect=bool(death and death.after_effect))
+        process = Process(self.clock)
+        if death is not None:
+            process = Process(self.clock, death.at_call, target=death.target, after_effect=death.after_effect)
         if death is not None and death.after_s is not None:
             self.clock.after(death.after_s, process.kill)
         self.processes.append(process)
@@ -99,6 +103,7 @@ class World:
         if self.process is not None and self.process.alive:
             self.note("cancel", "asked for")
             self.stages.cancelling = self.stages.was_cancelled = True
+            self.stages.cancelled_at = self.clock.now()
 
     def _interrupt(self) -> None:
         if self.process is not None and self.process.alive:

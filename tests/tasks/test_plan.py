@@ -34,6 +34,9 @@ class Account:
         self.asked.append((executor_id, template_id))
         return self._estimates.get(executor_id.replace("-", ""))
 
+    def known_template(self, image: str) -> str | None:
+        return f"template of {image}"
+
     def unknown_gpu(self, name: str) -> list[str] | None:
         known = ["A100", "H100", "H200", "RTX4090"]
         return None if name in known else known
@@ -272,3 +275,9 @@ def test_an_unknown_balance_is_left_out() -> None:
 def test_what_a_host_calls_itself_is_not_read_as_markup() -> None:
     text = shown(plan(replace(FOX, huid="[red]x[/nonsense]"), replace(ELK, gpu="[/]H100")))
     assert "[red]x[/nonsense]" in text and "[/]H100 is not H200" in text
+
+
+def test_boot_times_are_asked_for_the_template_that_the_image_would_use() -> None:
+    account = Account(FOX)
+    make_plan(recipe(image="example/trainer:1"), account, {}, 0.0)
+    assert [template for _, template in account.asked] == ["template of example/trainer:1"]

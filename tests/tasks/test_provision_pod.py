@@ -1,75 +1,258 @@
-"""Waiting for capacity is the recipe's choice, and ends with words about what to change."""
+"""Getting a pod: the best offer, the next one when a host will not do, and never a second one beside the first."""
 
-from dataclasses import dataclass, field
-from typing import Any
+from datetime import UTC, datetime
 
 import pytest
 
-from blocks.recipe import Recipe
-from plugins.errors import CapacityError, UserError
-from plugins.lium.pods import PodRow, PodSpec
-from tasks.provision_pod import _rent as rent_patiently
-from tasks.provision_pod import pod_name, pods_of
+from plugins.errors import CapacityError, ControlPlaneError, PodLost, UserError
+from plugins.lium.offers import Rest
+from plugins.lium.pods import PodRow
+from plugins.lium.preflight import Check
+from tasks.board import WarmPod
+from tasks.provision_pod import living_pod, pod_name, pods_of, provision_pod, run_of
+from tasks.run import RunCancelled, RunEnded
+from tests.tasks.fake_market import NO_ANSWER, NO_MACHINE, host, scene
+from tests.tasks.memory_board import MemoryBoard, row
 
-SPEC = PodSpec(name="ts-r-sft-a1", gpu_type="H200")
-ROW = PodRow(id="id-1", name=SPEC.name, status="PENDING")
-NOTHING = CapacityError("rent pod ts-r-sft-a1 (1x H200): no machine fits now")
-
-
-@dataclass
-class FakeRun:
-    """A run whose account answers from a list, and whose naps take no time."""
-
-    answers: list[Any]
-    minutes: float = 0
-    naps: list[float] = field(default_factory=list)
-    said: list[str] = field(default_factory=list)
-
-    @property
-    def recipe(self) -> Recipe:
-        pod = {"capacity_wait_minutes": self.minutes}
-        return Recipe.model_validate({"name": "small", "pod": pod, "sft": {"data": "/d", "num_rollout": 1}})
-
-    @property
-    def account(self) -> "FakeRun":
-        return self
-
-    def rent(self, spec: PodSpec) -> PodRow:
-        assert spec is SPEC
-        answer = self.answers.pop(0)
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
-
-    def check_cancelled(self) -> None:
-        pass
-
-    def nap(self, seconds: float) -> None:
-        self.naps.append(seconds)
-
-    def log(self, message: str) -> None:
-        self.said.append(message)
+provision = provision_pod.fn
+NAME = "ts-r-sft-a1"
 
 
-def test_by_default_a_rent_that_finds_nothing_fails_at_once_and_names_the_settings() -> None:
-    run = FakeRun([NOTHING])
-    with pytest.raises(CapacityError, match=r"1x H200.*pod\.capacity_wait_minutes.*pod\.gpu_count") as caught:
-        rent_patiently(run, SPEC)
-    assert run.naps == [] and caught.value.__cause__ is NOTHING
+def living(name: str = NAME, **changes) -> PodRow:
+    values = {"ssh_host": "127.0.0.1", "price_per_hour": 2.0, "executor_id": "ex-1", "gpu_name": "NVIDIA H200"}
+    return PodRow(f"id-{name}", name, "RUNNING", gpu_count=1, **{**values, **changes})
 
 
-def test_a_recipe_that_waits_gets_the_machine_that_comes_free() -> None:
-    run = FakeRun([NOTHING, NOTHING, ROW], minutes=5)
-    assert rent_patiently(run, SPEC) is ROW
-    assert len(run.naps) == 2 and all(0 < nap <= 15 for nap in run.naps)
-    assert all(line.startswith("WARNING ") and "looking again" in line for line in run.said)
+def test_the_cheapest_host_is_rented_checked_and_given_a_worker() -> None:
+    here = scene(host(1, 2.4), host(2, 1.9), host(3, 2.2))
+    link = provision(here.run, ["sft"])
+    assert [order.executor_id for order in here.market.orders] == ["ex-2"]
+    assert (link.name, here.links[0].said) == (NAME, ["preflight", "worker"])
+    (found,) = here.board.rows
+    assert (found["state"], found["fit"], found["intent"]) == ("RUNNING", True, None)
+    assert here.board.tables["preflight-1"] == [
+        {"check": "GPU type", "found": "NVIDIA H200", "limit": "H200", "verdict": "ok"}
+    ]
 
 
-def test_other_errors_are_not_waited_for() -> None:
-    run = FakeRun([UserError("Lium knows no GPU called 'H20O'")], minutes=5)
-    with pytest.raises(UserError, match="H20O"):
-        rent_patiently(run, SPEC)
-    assert run.naps == []
+def test_its_server_side_end_is_set_before_anything_else_is_done_with_it() -> None:
+    here = scene(host(1), dead_man_minutes=30)
+    provision(here.run, ["sft"])
+    (end,) = here.market.ends.values()
+    assert end.timestamp() - here.run.clock.now() == pytest.approx(1800, abs=5)
+
+
+def test_the_server_side_end_is_sooner_when_the_money_ends_sooner() -> None:
+    here = scene(host(1), dead_man_minutes=30, budget_usd=3.0)
+    here.board.rows = [row("ts-r-sft-a1", "old", ended_at="2030-01-01T01:00:00+00:00", cost_usd=2.5, state="ENDED")]
+    provision(here.run, ["sft"])
+    (end,) = here.market.ends.values()
+    assert end.timestamp() - here.run.clock.now() == pytest.approx(900, abs=5), "half a dollar at 2 USD per hour"
+
+
+BAD = {
+    "refused rent": {"fails": {"ex-1": NO_MACHINE}},
+    "boot failure": {"broken_boots": {"ex-1"}},
+    "more money than listed": {"real_price": {"ex-1": 3.5}},
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_a_host_that_will_not_do_is_given_back_rests_and_the_next_offer_is_taken(what: str) -> None:
+    here = scene(host(1, 1.0), host(2, 2.0))
+    for name, value in BAD[what].items():
+        setattr(here.market, name, value)
+    link = provision(here.run, ["sft"])
+    assert (link.name, link.row.executor_id) == ("ts-r-sft-a2", "ex-2")
+    assert [pod.name for pod in here.market.pods()] == ["ts-r-sft-a2"], "one pod at a time"
+    assert set(here.board.hosts) == {"ex-1"} and here.board.hosts["ex-1"].until > here.run.clock.now()
+    assert here.board.rows[0]["state"] in ("ENDED", "REFUSED")
+
+
+def test_a_host_that_lies_about_its_gpus_is_named_and_left(caplog) -> None:
+    lie = [Check("GPU type", "NVIDIA A10", "H200", ok=False)]
+    here = scene(host(1, 1.0), host(2, 2.0), link={"ex-1": {"checks": lie}})
+    assert provision(here.run, ["sft"]).row.executor_id == "ex-2"
+    assert any("GPU type" in line and "NVIDIA A10" in line for line in here.said)
+    assert "close" in here.links[0].said
+
+
+@pytest.mark.parametrize("trouble", [PodLost("SSH does not answer"), {"worker_fails": PodLost("no worker")}])
+def test_a_pod_that_cannot_be_reached_or_starts_no_worker_is_left(trouble) -> None:
+    here = scene(host(1, 1.0), host(2, 2.0), link={"ex-1": trouble})
+    assert provision(here.run, ["sft"]).row.executor_id == "ex-2"
+    assert here.market.released == [NAME]
+
+
+def test_hosts_that_rest_are_not_rented_unless_the_recipe_says_so() -> None:
+    board = MemoryBoard(hosts={"ex-1": Rest(until=2e9, why="lost a pod")})
+    assert provision(scene(host(1, 1.0), host(2, 2.0), board=board).run, ["sft"]).row.executor_id == "ex-2"
+    assert (
+        provision(
+            scene(host(1, 1.0), host(2, 2.0), board=MemoryBoard(hosts=board.hosts), bad_host_hours=0).run, ["sft"]
+        ).row.executor_id
+        == "ex-1"
+    )
+
+
+def test_a_market_of_broken_hosts_ends_in_words() -> None:
+    here = scene(*(host(number) for number in range(30)))
+    here.market.broken_boots = {f"ex-{number}" for number in range(30)}
+    with pytest.raises(PodLost, match=r"12 hosts in a row would not do.*it broke"):
+        provision(here.run, ["sft"])
+    assert here.market.pods() == []
+
+
+def test_without_capacity_it_fails_at_once_or_waits_as_long_as_the_recipe_says_and_shows_it() -> None:
+    here = scene(host(1, free_gpus=0))
+    with pytest.raises(CapacityError, match=r"pod\.capacity_wait_minutes"):
+        provision(here.run, ["sft"])
+    assert here.run.clock.slept == [] and here.board.announced == []
+    here = scene(host(1, free_gpus=0), capacity_wait_minutes=10)
+    with pytest.raises(CapacityError, match="after 10 minutes"):
+        provision(here.run, ["sft"])
+    assert sum(here.run.clock.slept) == pytest.approx(600)
+    assert here.board.announced == ["Waiting for capacity"]
+    assert 10 <= len(here.run.clock.slept) <= 25, "it looks now and then, it does not spin"
+
+
+def test_capacity_that_comes_is_taken() -> None:
+    here = scene(host(1, free_gpus=0), capacity_wait_minutes=10)
+    here.run.clock.sleep = lambda seconds, wake=None: here.market.offered.__setitem__(0, host(1))  # type: ignore[method-assign]
+    assert provision(here.run, ["sft"]).row.executor_id == "ex-1"
+
+
+def test_a_cancel_while_waiting_for_capacity_ends_the_waiting() -> None:
+    here = scene(host(1, free_gpus=0), capacity_wait_minutes=10)
+    here.run._cancelled = True
+    with pytest.raises(RunCancelled):
+        provision(here.run, ["sft"])
+
+
+@pytest.mark.parametrize(("pod", "words"), [({"gpu": "H20O"}, "H20O.*H200"), ({"countries": ["FI"]}, "FI.*US")])
+def test_what_can_never_be_rented_is_said_before_the_first_rent(pod: dict, words: str) -> None:
+    here = scene(host(1), capacity_wait_minutes=10, **pod)
+    with pytest.raises(UserError, match=f"(?s){words}"):
+        provision(here.run, ["sft"])
+    assert here.market.orders == [] and here.run.clock.slept == []
+
+
+def test_a_pod_of_the_run_is_adopted_and_not_checked_twice() -> None:
+    board = MemoryBoard(rows=[row(NAME, f"id-{NAME}", fit=True, executor="ex-1")])
+    here = scene(host(1), board=board)
+    here.market.listed[f"id-{NAME}"] = living()
+    assert provision(here.run, ["sft"]).name == NAME
+    assert here.market.orders == [] and here.links[0].said == ["worker"]
+
+
+def test_a_pod_that_the_listing_lacks_is_found_by_its_id() -> None:
+    here = scene(host(1), board=MemoryBoard(rows=[row(NAME, f"id-{NAME}", fit=True)]))
+    here.market.listed[f"id-{NAME}"] = living()
+    here.market.hidden.add(f"id-{NAME}")
+    found = living_pod(here.run)
+    assert found is not None and found.name == NAME
+
+
+def test_a_rent_that_nobody_saw_the_end_of_is_asked_about_before_another_is_made() -> None:
+    here = scene(host(1))
+    first = scene(host(1), board=here.board)
+    first.market.fails = {"ex-1": NO_ANSWER}
+    with pytest.raises(ControlPlaneError):
+        provision(first.run, ["sft"])
+    assert here.board.rows[0]["state"] == "INTENT"
+    here.market.settled[NAME] = living()
+    assert provision(here.run, ["sft"]).name == NAME
+    assert here.market.orders == [], "adopted, not rented again"
+
+
+def test_an_intent_that_rented_nothing_is_closed_and_its_name_not_used_again() -> None:
+    here = scene(host(1))
+    here.board.rows = [
+        row(
+            NAME,
+            None,
+            state="INTENT",
+            intent={"name": NAME, "executor_id": "ex-1", "key": "k", "endpoint": "/", "payload": {}, "at": 1.9e9},
+        )
+    ]
+    assert provision(here.run, ["sft"]).name == "ts-r-sft-a2"
+    assert here.board.rows[0]["state"] == "REFUSED"
+
+
+def test_of_two_pods_the_newest_is_kept_and_the_other_given_back() -> None:
+    here = scene(host(1))
+    for number in (1, 2):
+        pod = living(f"ts-r-sft-a{number}")
+        here.market.listed[pod.id] = pod
+    assert living_pod(here.run).name == "ts-r-sft-a2"  # type: ignore[union-attr]
+    assert here.market.released == [NAME] and here.board.hosts == {}
+
+
+def test_nothing_is_rented_when_the_intent_cannot_be_written_down() -> None:
+    here = scene(host(1))
+    here.run.ledger.rows()
+    here.board.write_ledger = lambda rows: (_ for _ in ()).throw(NO_ANSWER)  # type: ignore[method-assign]
+    with pytest.raises(ControlPlaneError):
+        provision(here.run, ["sft"])
+    assert here.market.pods() == []
+
+
+def test_a_budget_that_is_used_up_rents_nothing_more() -> None:
+    here = scene(host(1), budget_usd=3.0)
+    here.board.rows = [row(NAME, "old", ended_at="2030-01-01T01:00:00+00:00", cost_usd=2.999, state="ENDED")]
+    with pytest.raises(RunEnded, match=r"spent \$3\.00 of its budget of \$3\.00") as caught:
+        provision(here.run, ["sft"])
+    assert caught.value.state == "Budget reached" and here.market.orders == []
+
+
+def lost_spot(minutes_ago: float, now: float) -> dict:
+    ended = datetime.fromtimestamp(now - minutes_ago * 60, UTC).isoformat()
+    return row("ts-r-sft-a1", "old", tier="spot", why="vanished", ended_at=ended, cost_usd=0.1, state="ENDED")
+
+
+def test_spot_first_takes_spot_then_secure_after_losses_then_spot_again() -> None:
+    hosts = (host(1, 1.0, tier="secure"), host(2, 2.0, tier="spot"))
+    assert provision(scene(*hosts, tier="spot-first").run, ["sft"]).row.executor_id == "ex-2"
+    here = scene(*hosts, tier="spot-first", spot_losses_per_hour=2)
+    here.board.rows = [lost_spot(5, here.run.clock.now()), lost_spot(50, here.run.clock.now())]
+    assert provision(here.run, ["sft"]).row.executor_id == "ex-1"
+    here = scene(*hosts, tier="spot-first", spot_losses_per_hour=2)
+    here.board.rows = [lost_spot(5, here.run.clock.now()), lost_spot(70, here.run.clock.now())]
+    assert provision(here.run, ["sft"]).row.executor_id == "ex-2"
+
+
+def test_a_warm_pod_that_fits_is_taken_over_with_fresh_services_and_a_preflight() -> None:
+    here = scene(host(1))
+    pod = living("ts-before-sft-a4")
+    here.market.listed[pod.id] = pod
+    here.board.warm[pod.name] = WarmPod(pod.name, pod.id, "NVIDIA H200", 1, "default volume none", 2.0, 1.95e9)
+    assert provision(here.run, ["sft"]).name == "ts-before-sft-a4"
+    assert here.market.orders == [] and here.board.warm[pod.name].claimed_by == "r"
+    assert here.links[0].said == ["preflight", "worker"]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"gpu": "NVIDIA A100"},
+        {"gpu_count": 2},
+        {"start": "other volume none"},
+        {"price_per_hour": 9.0},
+        {"until": 1.9e9 + 60},
+        {"claimed_by": "x"},
+    ],
+)
+def test_a_warm_pod_that_does_not_fit_is_left(changes: dict) -> None:
+    here = scene(host(1))
+    values = {
+        "gpu": "NVIDIA H200",
+        "gpu_count": 1,
+        "start": "default volume none",
+        "price_per_hour": 2.0,
+        "until": 1.95e9,
+    }
+    here.board.warm["ts-b-sft-a4"] = WarmPod("ts-b-sft-a4", "id-b", **{**values, **changes})
+    assert provision(here.run, ["sft"]).name == NAME
 
 
 class Listing:
@@ -90,8 +273,9 @@ def test_a_run_owns_only_its_own_pods_not_those_of_a_run_whose_id_begins_alike()
     assert owned == ["ts-b1-sft-a2", "ts-b1-sftrl-a3", "ts-b1-sft-a10"]
 
 
-def test_no_two_runs_can_have_the_same_pod_name() -> None:
+def test_no_two_runs_can_have_the_same_pod_name_and_the_name_tells_the_run() -> None:
     groups = (["sft"], ["rl"], ["sft", "rl"])
     runs = ("b1", "b1-sft", "b1-rl", "b1-sft-a1", "b1-sftrl")
-    names = [pod_name(run, group, number) for run in runs for group in groups for number in (1, 2)]
-    assert len(set(names)) == len(names)
+    names = {pod_name(run, group, number): run for run in runs for group in groups for number in (1, 2)}
+    assert len(names) == len(runs) * len(groups) * 2
+    assert {name: run_of(name) for name in names} == names

@@ -15,7 +15,7 @@ from fastapi import APIRouter, Request
 from plugins.lium.emulator.caller import Body, Emulated
 from plugins.lium.emulator.market import NotFound, Unprocessable
 from plugins.lium.emulator.pods import Pods
-from plugins.lium.emulator.state import Pod
+from plugins.lium.emulator.state import Pod, iso
 
 router = APIRouter()
 Row = dict[str, Any]
@@ -45,6 +45,26 @@ async def journal(request: Request) -> list[Row]:
 async def info(pods: Emulated) -> Row:
     """How pods are kept apart, how many there are, what is free."""
     return {"mode": pods.settings.mode, "pods": len(pods.state.present()), "free_gpus": pods.market.free_gpus()}
+
+
+@router.get("/pods")
+async def all_pods(pods: Emulated) -> list[Row]:
+    """What a test may look at as often as it likes, without taking listings from the client it watches."""
+    return [
+        {
+            "id": pod.id,
+            "pod_name": pod.name,
+            "status": pod.status,
+            "api_key_id": pods.state.accounts[pod.account].api_key_id,
+            "executor_id": pod.executor_id,
+            "removed": pod.removed,
+            "close_reason": pod.close_reason,
+            "created_at": iso(pod.created_at_s),
+            "removed_at": iso(pod.removed_at_s),
+            "network": pod.network,
+        }
+        for pod in pods.state.pods.values()
+    ]
 
 
 @router.post("/pods/{pod_id}/kill")

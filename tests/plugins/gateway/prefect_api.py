@@ -20,6 +20,12 @@ SECRET = "sk-very-secret"
 POOL = "lium"
 HERE = Path(__file__).resolve().parent
 PATIENCE_S = 60.0
+SETTINGS = ("command", "env", "labels", "name", "stream_output", "working_dir")
+JOB = {  # without one a worker would write its own into the pool, which no pod may
+    "job_configuration": {name: f"{{{{ {name} }}}}" for name in SETTINGS},
+    "variables": {"type": "object", "properties": {name: {} for name in SETTINGS}},
+}
+IDLE_SERVICES = ("SCHEDULER", "LATE_RUNS", "PAUSE_EXPIRATIONS", "REPOSSESSOR", "TRIGGERS", "FOREMAN")
 
 
 def eventually(look: Callable[[], Any], what: str, timeout_s: float = PATIENCE_S) -> Any:
@@ -49,6 +55,7 @@ def start_server(home: Path, port: int) -> subprocess.Popen[bytes]:
         "PREFECT_SERVER_CSRF_PROTECTION_ENABLED": "true",
         "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
         "PREFECT_SERVER_UI_ENABLED": "false",
+        **{f"PREFECT_SERVER_SERVICES_{name}_ENABLED": "false" for name in IDLE_SERVICES},
     }
     argv = [sys.executable, "-m", "prefect", "server", "start", "--host", "127.0.0.1", "--port", str(port)]
     with (home / "server.log").open("wb") as log:
@@ -71,7 +78,11 @@ class ControlPlane:
         self.http.headers.update({"Prefect-Csrf-Client": client, "Prefect-Csrf-Token": token})
 
     def ask(self, method: str, path: str, body: Any = None) -> Any:
-        answer = self.http.request(method, self.url + path, json=body)
+        def settled() -> list[httpx.Response]:
+            answer = self.http.request(method, self.url + path, json=body)
+            return [answer] if answer.status_code != 503 else []  # SQLite was locked
+
+        answer = eventually(settled, f"{method} {path}")[0]
         assert answer.is_success, f"{method} {path}: {answer.status_code} {answer.text}"
         return answer.json() if answer.content else None
 
@@ -79,7 +90,7 @@ class ControlPlane:
         """What every control plane has and no pod may touch."""
         self.trust()
         for pool in (POOL, "control"):
-            self.ask("POST", "/work_pools/", {"name": pool, "type": "process"})
+            self.ask("POST", "/work_pools/", {"name": pool, "type": "process", "base_job_template": JOB})
         flow = self.ask("POST", "/flows/", {"name": "tiny"})["id"]
         self.flow = flow
         self.deployment = self.deploy(flow, "tiny", POOL, "tiny_flow.py:tiny")

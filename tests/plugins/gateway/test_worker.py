@@ -40,6 +40,7 @@ def worker(pod: Pod, tmp_path: Path) -> Iterator[Path]:
     with log.open("wb") as output:
         process = subprocess.Popen(argv, env=env, cwd=home, stdout=output, stderr=output, start_new_session=True)
     yield log
+    print(log.read_text())  # pytest shows it when the test failed
     os.killpg(process.pid, signal.SIGKILL)
     process.wait(30)
 

@@ -43,6 +43,10 @@ class RunningEmulator:
         answer = httpx.post(f"{self.control}/pods/{pod_id}/kill", json={"how": how, "reason": reason}, timeout=20)
         answer.raise_for_status()
 
+    def pod_count(self) -> int:
+        """Pods of all accounts, listed or not."""
+        return httpx.get(f"{self.control}/info", timeout=20).json()["pods"]
+
     def calls(self, key: str) -> list[str]:
         rows = httpx.get(f"{self.control}/log", timeout=20).json()
         return [f"{row['method']} {row['path']}" for row in rows if row["api_key_tail"] == key[-4:]]
@@ -65,6 +69,10 @@ class World:
 
     def rent(self, name: str, gpu: str = "RTX 4090", **changes) -> PodRow:
         return self.account.rent(self.order(name, gpu, **changes), self.intents.append)
+
+    def rented(self, name: str) -> list[str]:
+        """Ids of the pods that there really are, past every obstacle."""
+        return [row.id for row in self.account.pods() if row.name == name]
 
     def calls(self) -> list[str]:
         return self.emulator.calls(self.settings.api_key)
@@ -142,3 +150,9 @@ def world(running_emulator: RunningEmulator, tmp_path: Path, monkeypatch: pytest
     leftovers = httpx.get(f"{settings.base_url}/pods", headers={"X-API-KEY": settings.api_key}, timeout=20).json()
     for row in leftovers:
         httpx.delete(f"{settings.base_url}/pods/{row['id']}", headers={"X-API-KEY": settings.api_key}, timeout=20)
+
+
+@pytest.fixture
+def far(world: World, road: Road, clock: StillClock) -> LiumAccount:
+    """The world's account by the road, with the still clock."""
+    return LiumAccount(road.settings(world.settings), clock=clock)

@@ -23,7 +23,10 @@ FOR_EVER = 1_000_000
 
 @dataclass(frozen=True)
 class Answer:
-    """What comes back; `forward`: the request reaches the emulator first. status None: nothing comes back."""
+    """What comes back: `body` as JSON, a text as it is; nothing at all when `status` is None.
+
+    forward: the request reaches the emulator, and its answer is lost.
+    """
 
     status: int | None = None
     body: Any = None
@@ -32,6 +35,8 @@ class Answer:
 
 LOST_REQUEST = Answer()
 LOST_ANSWER = Answer(forward=True)
+NOT_HERE = Answer(503, {})
+EMPTY = Answer(200, [])
 
 
 def refusal(status: int, code: str, message: str, **data: Any) -> Answer:
@@ -108,7 +113,8 @@ def _handler(road: Road) -> type[BaseHTTPRequestHandler]:
             if planned is None:
                 self.answer(arrived.status_code, arrived.content, dict(arrived.headers))
             elif planned.status is not None:
-                self.answer(planned.status, json.dumps(planned.body).encode(), {})
+                text = planned.body if isinstance(planned.body, str) else json.dumps(planned.body)
+                self.answer(planned.status, text.encode(), {})
 
         def forward(self, body: bytes) -> httpx.Response:
             headers = {name: value for name, value in self.headers.items() if name.lower() != "host"}

@@ -3,26 +3,23 @@
 import http.server
 import json
 import threading
-import uuid
 from collections.abc import Callable, Iterator
 
 import pytest
 
 from plugins.errors import ControlPlaneError, PodLost
 from plugins.lium.bootstrap import _START, MISSING, pod_env, start_supervisor, stop_supervisor, supervisor_status
-from plugins.lium.client import PodSpec
-from plugins.lium.poller import wait_ready
+from plugins.lium.poller import PodPoller, wait_ready
 from plugins.lium.tunnel import PodConnection, known_hosts_file
 
 SECRET = "s3cret-Value-that-must-not-be-written"
 
 
 @pytest.fixture
-def pod(world) -> Iterator[PodConnection]:
-    name = f"ts-{uuid.uuid4().hex[:8]}-sft-a1"
-    world.account.rent(PodSpec(name=name, gpu_type="RTX4090"))
-    row = wait_ready(world.account, name, 60)
-    assert row is not None
+def pod(world, name: str) -> Iterator[PodConnection]:
+    poller = PodPoller(world.account)
+    row = wait_ready(world.account, world.rent(name), 60, poller)
+    poller.close()
     connection = PodConnection(row, world.settings.ssh_key_path, known_hosts_file(row.id))
     connection.connect(30)
     yield connection

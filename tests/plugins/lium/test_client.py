@@ -200,7 +200,7 @@ def test_a_volume_held_by_another_pod_is_refused_before_and_by_the_rent(world, n
     with pytest.raises(UserError, match=f"vol-{name} is held by pod {name}"):
         world.account.volume_for(f"vol-{name}")
     assert world.account.volume_for(f"vol-{name}", [name]) == volume  # our own pod's: it is adopted
-    with pytest.raises(UserError, match="attached to pod .*wait for that pod's end, or use another volume"):
+    with pytest.raises(UserError, match=r"attached to pod .*wait for that pod's end, or use another volume"):
         world.rent(f"{name}1", volume_id=volume)
     assert world.account.find(f"{name}1") is None
 

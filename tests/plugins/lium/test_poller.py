@@ -2,83 +2,68 @@
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import pytest
 
-from plugins.errors import ControlPlaneError, PodLost
+from plugins.errors import ControlPlaneError
 from plugins.lium.boundary import RateLimited
-from plugins.lium.client import PodSpec
 from plugins.lium.liveness import Life, Lookup, verdict
 from plugins.lium.pods import PodRow
-from plugins.lium.poller import PER_MINUTE, PodPoller, Sighting, wait_ready
-
-
-class Listings:
-    """A listing whose answers the test writes; the last one is repeated."""
-
-    def __init__(self, *answers: Sequence[PodRow] | Exception) -> None:
-        self.answers = list(answers)
-        self.asked: list[float] = []
-        self.threads: set[int] = set()
-
-    def pods(self, prefix: str = "", *, patient: bool = True) -> Sequence[PodRow]:
-        assert not patient
-        self.asked.append(time.monotonic())
-        self.threads.add(threading.get_ident())
-        answer = self.answers[0] if len(self.answers) == 1 else self.answers.pop(0)
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
-
-
-def pod(name: str = "a", status: str = "RUNNING", **more) -> PodRow:
-    return PodRow(id=f"id-{name}", name=name, status=status, ssh_host="127.0.0.1", **more)
+from plugins.lium.poller import PER_MINUTE, PodPoller, Sighting
+from tests.plugins.lium.listings import DOWN, Listings, pod
+from tests.plugins.lium.still_clock import StillClock
 
 
 @pytest.fixture
-def poll() -> Iterator[Callable[..., PodPoller]]:
-    made: list[PodPoller] = []
+def poll(clock: StillClock) -> Callable[..., tuple[PodPoller, Listings]]:
+    def make(*answers: Sequence[PodRow] | Exception, **more) -> tuple[PodPoller, Listings]:
+        listings = Listings(clock, *answers)
+        return PodPoller(listings, **{"clock": clock, **more}), listings
 
-    def make(listings: Listings, **more) -> PodPoller:
-        made.append(PodPoller(listings, **{"interval_s": 0.01, "boot_interval_s": 0.01, **more}))
-        return made[-1]
-
-    yield make
-    for poller in made:
-        poller.close()
+    return make
 
 
-def until(condition: Callable[[], object], what: str, timeout_s: float = 20.0) -> None:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        assert time.monotonic() < deadline, f"not within {timeout_s} s: {what}"
-        time.sleep(0.01)
-
-
-def test_one_listing_serves_every_watched_pod(poll) -> None:
-    listings = Listings([pod("a"), pod("b", "PENDING"), pod("c")])
-    poller = poll(listings)
+def test_one_listing_serves_every_watched_pod(poll, clock: StillClock) -> None:
+    poller, listings = poll([pod("a"), pod("b", "PENDING"), pod("c")])
     poller.watch("a")
     poller.watch("b")
-    until(lambda: poller.snapshot("a").row and poller.snapshot("b").row, "both are seen")
+    clock.sleep(0)
+    assert len(listings.asked) == 1
     assert poller.snapshot("a").row == pod("a")
-    assert poller.snapshot("a").last_good_at is not None
-    assert len(listings.threads) == 1
+    assert poller.snapshot("b").row == pod("b", "PENDING")
+    assert poller.snapshot("a").last_good_at == clock.now()
 
 
-def test_absences_are_counted_in_good_listings_only(poll) -> None:
-    down = ControlPlaneError("Server error: 503")
-    poller = poll(Listings([pod()], [], down, down, []))
-    poller._rhythm_s = lambda: 0.01  # type: ignore[method-assign]  # do not wait out the back-off
+def test_a_snapshot_asks_nobody_and_watches_from_then_on(poll, clock: StillClock) -> None:
+    poller, listings = poll([pod()])
+    assert poller.snapshot("a") == Sighting()
+    assert listings.asked == []
+    clock.sleep(1)
+    assert poller.snapshot("a").row == pod()
+
+
+def test_waiting_ends_with_the_next_listing_good_or_failed(poll, clock: StillClock) -> None:
+    poller, listings = poll([pod()], DOWN)
+    poller.watch("a")
+    for number in (1, 2, 3):
+        poller.wait(1000)
+        assert len(listings.asked) == number
+    poller.close()
+    before = clock.monotonic()
+    poller.wait(5)
+    assert clock.monotonic() == before + 5
+
+
+def test_absences_are_counted_in_good_listings_only(poll, clock: StillClock) -> None:
+    poller, _ = poll([pod()], [], DOWN, DOWN, [])
+    poller.watch("a")
     seen = []
-
-    def look() -> bool:
+    for _ in range(5):
+        poller.wait(1000)
         sighting = poller.snapshot("a")
         seen.append((sighting.good_listings_absent, sighting.error))
-        return sighting.good_listings_absent >= 2 and sighting.error is None
-
-    until(look, "two good listings without the pod")
+    assert seen == [(0, None), (1, None), (1, str(DOWN)), (1, str(DOWN)), (2, None)]
     sighting = poller.snapshot("a")
     assert sighting.row is None and sighting.last_row == pod()
     assert verdict(sighting.evidence(), 0.0).life is Life.UNKNOWN
@@ -86,82 +71,96 @@ def test_absences_are_counted_in_good_listings_only(poll) -> None:
 
 
 def test_a_failed_listing_keeps_the_last_row_and_says_what_failed(poll) -> None:
-    poller = poll(Listings([pod()], ControlPlaneError("Server error: 503")))
-    until(lambda: poller.snapshot("a").error, "the failure is reported")
+    poller, _ = poll([pod()], DOWN)
+    poller.watch("a")
+    poller.wait(1000)
+    poller.wait(1000)
     sighting = poller.snapshot("a")
-    assert sighting.row == pod() and sighting.error == "Server error: 503"
+    assert sighting.row == pod() and sighting.error == str(DOWN)
     assert verdict(sighting.evidence(), 0.0).life is Life.UNKNOWN
 
 
-def test_errors_are_answered_with_growing_pauses_and_what_lium_asks(poll) -> None:
-    poller = poll(Listings([]))  # nothing is watched: no thread looks in between
-    poller._note_failure(ControlPlaneError("x"))
-    first = poller._rhythm_s()
-    poller._note_failure(ControlPlaneError("x"))
-    assert first == 2.0 and poller._rhythm_s() == 4.0
-    poller._note_failure(RateLimited("slow down", 45.0))
-    assert poller._rhythm_s() == 45.0
-    for _ in range(20):
-        poller._note_failure(ControlPlaneError("x"))
-    assert poller._rhythm_s() == 30.0
+def gaps(listings: Listings) -> list[float]:
+    return [round(after - before, 2) for before, after in zip(listings.asked, listings.asked[1:], strict=False)]
 
 
-def test_no_more_than_sixty_listings_a_minute_whatever_the_rhythm(poll) -> None:
-    listings = Listings([pod()])
-    poller = poll(listings, interval_s=0.0)
+def test_errors_are_answered_with_growing_pauses_and_what_lium_asks(poll, clock: StillClock) -> None:
+    slow = RateLimited("slow down", 45.0)
+    poller, listings = poll(DOWN, DOWN, slow, DOWN, DOWN, DOWN, DOWN, [pod()])
     poller.watch("a")
-    until(lambda: len(listings.asked) == PER_MINUTE, "the window is full")
-    with poller._changed:
-        assert poller._pause_s() > 30.0
+    clock.sleep(200)
+    assert gaps(listings)[:7] == [2.0, 4.0, 45.0, 16.0, 30.0, 30.0, 30.0]
+    assert gaps(listings)[8:] and set(gaps(listings)[8:]) == {3.0}  # all is well again
+
+
+def test_no_more_than_sixty_listings_in_any_minute_whatever_the_rhythm(poll, clock: StillClock) -> None:
+    poller, listings = poll([pod()], interval_s=0.0)
+    poller.watch("a")
+    clock.sleep(59)
     assert len(listings.asked) == PER_MINUTE
+    clock.sleep(300)
+    assert len(listings.asked) > 5 * PER_MINUTE
+    windows = zip(listings.asked, listings.asked[PER_MINUTE:], strict=False)
+    assert all(after - before >= 60.0 - 1e-6 for before, after in windows)
 
 
-def test_a_booting_pod_is_looked_at_faster(poll) -> None:
-    poller = poll(Listings([pod(status="PENDING")]), interval_s=3.0, boot_interval_s=1.0)
-    poller._sightings["a"] = Sighting()  # without its thread
-    assert poller._rhythm_s() == 1.0
-    poller._note_rows([pod(status="PENDING")])
-    assert poller._rhythm_s() == 1.0
-    poller._note_rows([pod()])
-    assert poller._rhythm_s() == 3.0
-
-
-def test_without_a_watched_pod_nothing_is_listed(poll) -> None:
-    listings = Listings([pod()])
-    poller = poll(listings)
+def test_a_booting_pod_is_looked_at_faster(poll, clock: StillClock) -> None:
+    booting = [pod(status="PENDING", ssh_host=None)]
+    poller, listings = poll(*[booting] * 6, [pod()], interval_s=3.0, boot_interval_s=1.0)
     poller.watch("a")
-    until(lambda: listings.asked, "the first look")
+    clock.sleep(12)
+    assert gaps(listings) == [0.3, 0.3, 1.0, 1.0, 1.0, 1.0, 3.0, 3.0]
+
+
+def test_a_pod_watched_later_is_looked_at_at_once(poll, clock: StillClock) -> None:
+    poller, listings = poll([pod("a"), pod("b")], interval_s=100.0)
+    poller.watch("a")
+    clock.sleep(50)
+    before = len(listings.asked)
+    poller.watch("b")
+    clock.sleep(0)
+    assert len(listings.asked) == before + 1
+    assert poller.snapshot("b").row == pod("b")
+
+
+def test_without_a_watched_pod_nothing_is_listed(poll, clock: StillClock) -> None:
+    poller, listings = poll([pod()])
+    poller.watch("a")
+    clock.sleep(1)
+    asked = len(listings.asked)
     poller.unwatch("a")
-    with poller._changed:
-        assert poller._pause_s() > 1000
+    clock.sleep(10_000)
+    assert len(listings.asked) == asked > 0
+    poller.watch("a")
+    clock.sleep(1)
+    assert len(listings.asked) > asked
 
 
-def test_close_is_idempotent_and_a_closed_poller_says_so(poll) -> None:
-    poller = poll(Listings([pod()]))
+def test_close_is_idempotent_and_a_closed_poller_says_so(poll, clock: StillClock) -> None:
+    poller, listings = poll([pod()])
     poller.watch("a")
     poller.close()
     poller.close()
+    clock.sleep(100)
+    assert listings.asked == []
     with pytest.raises(ControlPlaneError, match="closed"):
         poller.watch("b")
 
 
-def test_a_pod_that_vanishes_while_it_boots_is_lost(world) -> None:
-    name = "ts-vanish-sft-a1"
-    row = world.account.rent(PodSpec(name=name, gpu_type="RTX4090"))
-    poller = PodPoller(world.account, boot_interval_s=0.05)
-    try:
-        until(lambda: poller.snapshot(name).row, "the pod is listed")
-        world.emulator.kill_pod(row.id, "vanish", "spot reclaim")
-        until(lambda: poller.snapshot(name).row is None, "the pod is gone from the listing")
-        with pytest.raises(PodLost, match=f"pod {name} vanished while it booted: .*spot reclaim"):
-            wait_ready(world.account, name, 30, poller=poller)
-    finally:
-        poller.close()
+def test_on_the_real_clock_one_thread_lists_and_ends_with_the_poller() -> None:
+    seen: set[threading.Thread] = set()
 
+    class Watched:
+        def pods(self, prefix: str = "", *, patient: bool = True) -> list[PodRow]:
+            seen.add(threading.current_thread())
+            return [pod()]
 
-def test_ready_survives_listings_that_fail(world) -> None:
-    name = "ts-flaky-sft-a1"
-    world.account.rent(PodSpec(name=name, gpu_type="RTX4090"))
-    world.emulator.faults({"500:GET /api/pods": 2})  # the SDK's own third try gets through
-    ready = wait_ready(world.account, name, 60)
-    assert ready is not None and ready.reachable
+    poller = PodPoller(Watched(), interval_s=0.01)
+    deadline = time.monotonic() + 20
+    while poller.snapshot("a").row is None or poller.snapshot("b").last_good_at is None:
+        poller.wait(0.5)
+        assert time.monotonic() < deadline
+    poller.close()
+    (thread,) = seen
+    thread.join(10)
+    assert thread is not threading.current_thread() and not thread.is_alive()

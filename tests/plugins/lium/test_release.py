@@ -55,5 +55,3 @@ def test_release_says_when_it_is_not_certain(world, road, name: str, clock) -> N
     with pytest.raises(ControlPlaneError, match=f"pod {name} could not be given back .* may still cost money"):
         account.release(name, [row.id], timeout_s=60.0)
     assert 60.0 <= clock.monotonic() < 70.0
-
-

@@ -1,60 +1,15 @@
-"""Exactly one rent: the intent before the request, lost requests and answers, and what became of them."""
+"""Exactly one rent: the intent before the request, lost requests and answers, refusals with their remedies."""
 
-import socket
 from dataclasses import replace
 
 import pytest
 
 from plugins.errors import CapacityError, ControlPlaneError, UserError
 from plugins.lium.boundary import RateLimited
-from plugins.lium.client import KEY_KEPT_S, SETTLE_TIMEOUT_S, Intent, LiumAccount, LiumSettings
-from tests.plugins.lium.road import (
-    FOR_EVER,
-    LISTING,
-    LOST_ANSWER,
-    LOST_REQUEST,
-    ONE_POD,
-    RENT,
-    Answer,
-    Road,
-    refusal,
-)
+from plugins.lium.client import SETTLE_TIMEOUT_S, Intent, LiumAccount
+from tests.plugins.lium.road import EMPTY, LISTING, LOST_ANSWER, LOST_REQUEST, NOT_HERE, RENT, Answer, refusal
 
 pytestmark = pytest.mark.usefixtures("hasty_sdk")
-EMPTY_LISTING = Answer(200, [])
-NOT_HERE = Answer(503, {})
-
-
-class Killed(BaseException):
-    """The process ends, as by `kill -9`: nothing catches it."""
-
-
-@pytest.fixture
-def far(world, road: Road, clock) -> LiumAccount:
-    """The world's account by the road, with the still clock."""
-    return LiumAccount(road.settings(world.settings), clock=clock)
-
-
-def ids(world, name: str) -> list[str]:
-    """What is really rented, past every obstacle."""
-    return [row.id for row in world.account.pods(name)]
-
-
-def intent_of_a_killed_process(world, name: str, *, sent: bool) -> Intent:
-    """A process is killed right before or right after the request leaves."""
-    intents: list[Intent] = []
-
-    def journal(intent: Intent) -> None:
-        intents.append(intent)
-        if not sent:
-            raise Killed
-
-    try:
-        world.account.rent(world.order(name), journal)
-    except Killed:
-        pass
-    assert len(ids(world, name)) == sent
-    return intents[0]
 
 
 # -- the intent -------------------------------------------------------------------------------------------------------
@@ -97,47 +52,85 @@ def test_nothing_is_rented_when_the_intent_cannot_be_journalled(world, name: str
     with pytest.raises(type(problem), match=str(problem)):
         world.account.rent(world.order(name), journal)
     assert not [call for call in world.calls() if call.startswith("POST /api/executors/")]
-    assert ids(world, name) == []
+    assert world.rented(name) == []
 
 
 # -- lost on the way --------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("listing", [None, EMPTY_LISTING, NOT_HERE], ids=["listed", "empty listing", "no listing"])
-@pytest.mark.parametrize(
-    ("trouble", "times"),
-    [
-        (LOST_ANSWER, 1),
-        (LOST_ANSWER, 2),
-        (LOST_REQUEST, 1),
-        (LOST_REQUEST, 2),
-        (NOT_HERE, 2),
-        (replace(NOT_HERE, forward=True), 2),
-        (Answer(200, {"success": True}, forward=True), 1),
-        (Answer(200, "half an answ", forward=True), 2),
-    ],
-    ids=["answer", "answers", "request", "requests", "503s", "late 503s", "no id", "nonsense"],
-)
+LOSSES = {
+    "answer lost": (LOST_ANSWER, 1),
+    "both answers lost": (LOST_ANSWER, 2),
+    "request lost": (LOST_REQUEST, 1),
+    "both requests lost": (LOST_REQUEST, 2),
+    "503 twice": (NOT_HERE, 2),
+    "rented and 503 twice": (replace(NOT_HERE, forward=True), 2),
+    "answered without an id": (Answer(200, {"success": True}, forward=True), 1),
+    "half an answer, twice": (Answer(200, '{"succ', forward=True), 2),
+}
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("listing", [None, EMPTY], ids=["listed", "empty listing"])
 def test_a_rent_without_an_answer_makes_exactly_one_pod(
-    world, road, far, name: str, trouble: Answer, times: int, listing: Answer | None
+    world, road, far, name: str, loss: str, listing: Answer | None
 ) -> None:
     order = world.order(name)
-    road.put(RENT, trouble, times)
-    if listing is EMPTY_LISTING:
+    road.put(RENT, *LOSSES[loss])
+    if listing is not None:
         road.put(LISTING, listing)
-    elif listing is not None:
-        road.put(LISTING, listing, 24)  # it comes back: without any listing nothing can be settled
     row = far.rent(order, world.intents.append)
-    assert [row.id] == ids(world, name)
+    assert [row.id] == world.rented(name)
     assert (row.name, row.terminal) == (name, False)
     assert len(world.intents) == 1
     assert {crossing.key for crossing in road.seen(RENT)} == {world.intents[0].key}
 
 
-def test_the_servers_own_lost_answer_makes_exactly_one_pod(world, name: str) -> None:
-    world.emulator.faults({"lose_rent_answer": 1})
-    row = world.rent(name)
-    assert ids(world, name) == [row.id]
+def test_a_lost_rent_is_settled_once_the_listing_is_back(world, road, far, name: str) -> None:
+    order = world.order(name)
+    road.put(RENT, LOST_ANSWER, 2)
+    road.put(LISTING, NOT_HERE, 24)
+    row = far.rent(order, world.intents.append)
+    assert [row.id] == world.rented(name)
+
+
+def test_an_answer_that_cannot_be_read_leaves_an_intent_to_settle(world, road, far, name: str) -> None:
+    order = world.order(name)
+    road.put(RENT, Answer(200, ["not", "an", "object"], forward=True), 1)
+    with pytest.raises(ControlPlaneError, match="answer cannot be read"):
+        far.rent(order, world.intents.append)
+    row = far.settle(world.intents[0])
+    assert row is not None and [row.id] == world.rented(name)
+
+
+@pytest.mark.parametrize(
+    "faults",
+    [
+        {"lose_rent_answer": 1},
+        {f"lost:{RENT}": 1},
+        {f"lost:{RENT}": 2, "empty:GET /api/pods": 100},
+    ],
+    ids=lambda faults: " and ".join(faults),
+)
+def test_an_answer_that_the_server_loses_makes_exactly_one_pod(world, name: str, faults: dict) -> None:
+    order = world.order(name)
+    world.emulator.faults(faults)
+    row = world.account.rent(order, world.intents.append)
+    world.emulator.clear_faults(faults)
+    assert (row.name, row.terminal) == (name, False)
+    assert world.rented(name) == [row.id]
+
+
+@pytest.mark.parametrize("losses", [0, 1, 2])
+def test_a_pod_that_is_listed_late_is_rented_once(world, road, far, name: str, losses: int) -> None:
+    order, before = world.order(name), world.emulator.pod_count()
+    road.put(RENT, LOST_ANSWER, losses)
+    world.emulator.faults({f"late:{RENT}": 1})
+    row = far.rent(order, world.intents.append)
+    assert (row.name, row.terminal) == (name, False)
+    assert world.emulator.pod_count() == before + 1
+    assert far.release(name, [row.id]) == [row.id]
+    assert world.emulator.pod_count() == before
 
 
 def test_a_rent_that_never_arrives_says_that_it_is_not_known(world, road, far, name: str, clock) -> None:
@@ -149,7 +142,7 @@ def test_a_rent_that_never_arrives_says_that_it_is_not_known(world, road, far, n
     assert len({crossing.key for crossing in road.seen(RENT)}) == 1
     road.clear()
     row = far.settle(world.intents[0])  # the next process asks again
-    assert row is not None and [row.id] == ids(world, name)
+    assert row is not None and [row.id] == world.rented(name)
 
 
 def test_a_refusal_whose_answer_was_lost_is_no_capacity(world, road, far, name: str) -> None:
@@ -158,7 +151,7 @@ def test_a_refusal_whose_answer_was_lost_is_no_capacity(world, road, far, name: 
     road.put(RENT, LOST_ANSWER, 1)
     with pytest.raises(CapacityError, match="the request was lost and rented nothing"):
         far.rent(order, world.intents.append)
-    assert ids(world, name) == []
+    assert world.rented(name) == []
 
 
 @pytest.mark.xfail(strict=True, raises=CapacityError, reason="OutcomeUnknown before the send is taken for a lost rent")
@@ -174,121 +167,19 @@ def test_a_rent_that_meets_the_rate_limit_twice_rents_nothing(world, road, far, 
     road.put(RENT, Answer(429, {}), 2)
     with pytest.raises(RateLimited):
         far.rent(order, world.intents.append)
-    assert (len(road.seen(RENT)), ids(world, name)) == (2, [])
-
-
-# -- what became of it ------------------------------------------------------------------------------------------------
-
-
-def test_a_pod_rented_by_a_killed_process_is_found_without_another_request(world, road, far, name: str) -> None:
-    intent = intent_of_a_killed_process(world, name, sent=True)
-    row = far.settle(intent)
-    assert row is not None and [row.id] == ids(world, name)
-    assert road.seen(RENT) == []
-
-
-def test_a_pod_that_the_listing_does_not_show_is_found_by_asking_again(world, road, far, name: str) -> None:
-    intent = intent_of_a_killed_process(world, name, sent=True)
-    road.put(LISTING, EMPTY_LISTING)
-    row = far.settle(intent)
-    assert row is not None and [row.id] == ids(world, name)
-    (crossing,) = road.seen(RENT)
-    assert (crossing.key, crossing.body) == (intent.key, intent.payload)
-
-
-def test_a_rent_that_was_never_sent_is_rented_once_however_often_it_is_settled(world, road, far, name: str) -> None:
-    intent = intent_of_a_killed_process(world, name, sent=False)
-    road.put(LISTING, EMPTY_LISTING)
-    settled = [far.settle(intent) for _ in range(3)]
-    assert len(ids(world, name)) == 1
-    assert {row.id for row in settled if row is not None} == set(ids(world, name))
-
-
-def test_a_pod_that_has_ended_since_is_told_as_ended(world, far, name: str) -> None:
-    intent = intent_of_a_killed_process(world, name, sent=True)
-    (pod_id,) = world.account.release(name)
-    row = far.settle(intent)
-    assert row is not None and (row.id, row.terminal) == (pod_id, True)
-    assert ids(world, name) == []
-
-
-def test_a_pod_whose_look_up_does_not_answer_counts_as_living(world, road, far, name: str) -> None:
-    intent = intent_of_a_killed_process(world, name, sent=True)
-    road.put(LISTING, EMPTY_LISTING)
-    road.put(ONE_POD, NOT_HERE)
-    row = far.settle(intent)
-    assert row is not None and ([row.id], row.terminal) == (ids(world, name), False)
-
-
-def test_a_refused_rent_made_no_pod(world, road, far, name: str) -> None:
-    order = world.order(name)
-    world.emulator.faults({"no_capacity": 1})
-    with pytest.raises(CapacityError):
-        world.account.rent(order, world.intents.append)
-    assert far.settle(world.intents[0]) is None
-    assert (len(road.seen(RENT)), ids(world, name)) == (1, [])  # one replay; its stored answer is believed
-
-
-@pytest.mark.xfail(strict=True, raises=ControlPlaneError, reason="a stored 404 is asked for again until time is over")
-def test_a_rent_on_a_host_that_is_gone_made_no_pod(world, far, name: str) -> None:
-    intent = intent_of_a_killed_process(world, name, sent=False)
-    nowhere = "00000000-0000-4000-8000-000000000000"
-    assert far.settle(replace(intent, executor_id=nowhere, endpoint=f"/executors/{nowhere}/rent")) is None
-
-
-def test_three_fresh_refusals_and_no_pod_listed_mean_that_nothing_was_rented(world, road, far, name: str) -> None:
-    intent = intent_of_a_killed_process(world, name, sent=False)
-    road.put(RENT, refusal(403, "insufficient_balance", "insufficient balance"))
-    assert far.settle(intent) is None
-    assert len(road.seen(RENT)) == 3
-
-
-@pytest.mark.parametrize("code", ["idempotency_in_progress", "idempotency_outcome_unknown"])
-def test_a_rent_still_under_way_is_waited_for(world, road, far, name: str, code: str) -> None:
-    intent = intent_of_a_killed_process(world, name, sent=True)
-    road.put(LISTING, EMPTY_LISTING)
-    road.put(RENT, refusal(409, code, "the first request is still running"), 5)
-    row = far.settle(intent)
-    assert row is not None and [row.id] == ids(world, name)
-
-
-def test_an_intent_older_than_its_key_is_never_sent_again(world, road, far, clock, name: str) -> None:
-    sent = intent_of_a_killed_process(world, name, sent=True)
-    unsent = intent_of_a_killed_process(world, f"{name}1", sent=False)
-    old = clock.now() - KEY_KEPT_S - 1
-    row = far.settle(replace(sent, at=old))  # the listing still tells
-    assert row is not None and [row.id] == ids(world, name)
-    assert far.settle(replace(unsent, at=old)) is None
-    assert road.seen(RENT) == []
-    assert len(road.seen(LISTING)) == 1 + 3
-
-
-def test_one_listing_that_fails_does_not_settle_an_old_intent(world, road, far, clock, name: str) -> None:
-    intent = intent_of_a_killed_process(world, name, sent=True)
-    road.put(LISTING, NOT_HERE, 6)  # the SDK asks three times for each
-    row = far.settle(replace(intent, at=clock.now() - KEY_KEPT_S - 1))
-    assert row is not None and [row.id] == ids(world, name)
-
-
-@pytest.mark.xfail(strict=True, reason="a refusal of the listing is taken for the stored answer of the rent")
-def test_a_refused_listing_does_not_settle_a_rent(world, road, far, name: str) -> None:
-    intent = intent_of_a_killed_process(world, name, sent=True)
-    road.put(LISTING, refusal(401, "invalid_api_key", "Invalid API key"))
-    with pytest.raises((UserError, ControlPlaneError)):
-        far.settle(intent)
-
-
-def test_nothing_that_answers_is_said_within_its_time(world, name: str, clock) -> None:
-    intent = intent_of_a_killed_process(world, name, sent=True)
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        url = f"http://127.0.0.1:{taken.getsockname()[1]}/api"
-    account = LiumAccount(LiumSettings(url, world.settings.api_key, world.settings.ssh_key_path), clock=clock)
-    with pytest.raises(ControlPlaneError, match=f"whether pod {name} was rented is not known .*does not answer"):
-        account.settle(intent)
-    assert SETTLE_TIMEOUT_S <= clock.monotonic() < SETTLE_TIMEOUT_S + 20
+    assert (len(road.seen(RENT)), world.rented(name)) == (2, [])
 
 
 # -- refusals ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_key_without_the_right_to_rent_and_an_empty_account_are_told_apart(world, name: str) -> None:
+    order = world.order(name)
+    for kind, remedy in (("norent", "the API key lacks a right"), ("poor", "the balance is too low; top the account")):
+        settings = replace(world.settings, api_key=f"{kind}-{world.settings.api_key}")
+        with pytest.raises(UserError, match=f"rent pod {name}: .*{remedy}"):
+            LiumAccount(settings).rent(order, world.intents.append)
+
 
 BUDGET = {"window": "daily", "budget_usd": 5.0, "spent_usd": 5.0, "api_key_id": "key-1"}
 
@@ -317,7 +208,7 @@ BUDGET = {"window": "daily", "budget_usd": 5.0, "spent_usd": 5.0, "api_key_id": 
 )
 def test_a_refusal_of_the_users_names_its_remedy(world, road, far, name: str, answer: Answer, remedy: str) -> None:
     order = world.order(name)
-    road.put(RENT, answer, FOR_EVER)
+    road.put(RENT, answer)
     with pytest.raises(UserError, match=f"(?s)rent pod {name}: .*{remedy}"):
         far.rent(order, world.intents.append)
     assert len(road.seen(RENT)) == 1
@@ -332,7 +223,7 @@ def test_a_refusal_of_the_users_names_its_remedy(world, road, far, name: str, an
 )
 def test_a_host_that_refuses_is_a_capacity_error(world, road, far, name: str, answer: Answer, said: str) -> None:
     order = world.order(name)
-    road.put(RENT, answer, FOR_EVER)
+    road.put(RENT, answer)
     with pytest.raises(CapacityError, match=said):
         far.rent(order, world.intents.append)
     assert len(road.seen(RENT)) == 1

@@ -128,3 +128,18 @@ def test_what_it_cannot_do_is_one_clear_message(emulator, tmp_path, start_and_fa
     (tmp_path / "torn").mkdir()
     (tmp_path / "torn" / "state.json").write_text('{"pods": 1')
     assert "is not the emulator's state" in start_and_fail("--state", str(tmp_path / "torn"), "--port", "0")
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "said"),
+    [
+        ("--listings-per-minute", "0", "'0' is not a whole number from 1"),
+        ("--listings-per-minute", "many", "'many' is not a whole number from 1"),
+        ("--billing-scale", "0", "'0' is not a number above 0"),
+        ("--billing-scale", "inf", "'inf' is not a number above 0"),
+    ],
+)
+def test_a_setting_out_of_range_is_refused(tmp_path, capsys, option, value, said):
+    with pytest.raises(SystemExit):
+        main(["--state", str(tmp_path / "s"), option, value])
+    assert said in capsys.readouterr().err

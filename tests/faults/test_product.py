@@ -1,0 +1,141 @@
+"""Trainstack's own steering code in random fault schedules, and the same code with a guard left out.
+
+`python -m tests.faults` (`make faults`) runs any number of schedules; here are enough for every change.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from datetime import datetime
+from typing import Any
+
+import pytest
+
+from blocks.recipe import Recipe
+from plugins.errors import ControlPlaneError
+from plugins.lium.client import LiumAccount
+from plugins.lium.hosts import Host
+from plugins.lium.pods import Intent, PodRow
+from tests.faults.driver import Outcome, carry_out
+from tests.faults.invariants import BUDGET, CEILING, DOUBLE, HEALTHY, ORPHAN
+from tests.faults.product import Parts, flow, reap, recipe_of
+from tests.faults.schedules import Schedule, StagePlan, calm, schedule
+
+SEEDS, SHARE = 120, 20
+MOST_TRIES = 150
+WHOLE = Parts()
+
+
+def run(plan: Schedule, parts: Parts = WHOLE) -> Outcome:
+    return carry_out(plan, lambda world, process: flow(world, process, parts), reap)
+
+
+@pytest.mark.parametrize("first", range(1, SEEDS, SHARE))
+def test_no_invariant_is_breached_in_random_fault_schedules(first: int) -> None:
+    for seed in range(first, first + SHARE):
+        outcome = run(schedule(seed))
+        assert outcome.violations == (), f"SCHEDULES=1 SEED={seed} python -m tests.faults"
+
+
+def test_a_calm_run_rents_one_pod_and_completes() -> None:
+    outcome = run(calm())
+    assert (outcome.endings, outcome.rents, outcome.violations) == (("COMPLETED",), 1, ())
+
+
+def test_a_schedule_comes_out_the_same_every_time() -> None:
+    for seed in range(5):
+        assert run(schedule(seed)) == run(schedule(seed))
+
+
+class NeverSettles(LiumAccount):
+    """Takes a rent without an answer for one that made no pod."""
+
+    def settle(self, intent: Intent) -> PodRow | None:
+        return None
+
+
+class BelievesSilence(LiumAccount):
+    """Takes a listing that failed for an empty one, and a look-up that failed for a 404."""
+
+    def pods(self, prefix: str = "", *, patient: bool = True) -> list[PodRow]:
+        try:
+            return super().pods(prefix, patient=patient)
+        except ControlPlaneError:
+            return []
+
+    def look_up(self, pod_id: str) -> PodRow | None:
+        try:
+            return super().look_up(pod_id)
+        except ControlPlaneError:
+            return None
+
+
+class BelievesListings(LiumAccount):
+    """Never asks for a pod that the listing lacks."""
+
+    def look_up(self, pod_id: str) -> PodRow | None:
+        return next((row for row in self.pods() if row.id == pod_id), None)
+
+
+class NeverExtends(LiumAccount):
+    """Lets the dead-man time run out."""
+
+    def extend(self, pod_id: str, until: datetime) -> bool:
+        return True
+
+
+class NeverGivesBack(LiumAccount):
+    """Says that pods are given back."""
+
+    def release(self, name: str, ids: Any = (), *, timeout_s: float = 120.0) -> list[str]:
+        return []
+
+
+class ReadsNoPrice(LiumAccount):
+    """Believes that a pod costs what the recipe allows."""
+
+    def look_up(self, pod_id: str) -> PodRow | None:
+        row = super().look_up(pod_id)
+        return row and replace(row, price_per_hour=0.01)
+
+    def pods(self, prefix: str = "", *, patient: bool = True) -> list[PodRow]:
+        return [replace(row, price_per_hour=0.01) for row in super().pods(prefix, patient=patient)]
+
+
+class ListsAllCheap(LiumAccount):
+    """Believes that every host is within the ceiling."""
+
+    def hosts(self) -> list[Host]:
+        return [replace(host, price_per_gpu_hour=0.01) for host in super().hosts()]
+
+
+def without_budget(plan: Schedule) -> Recipe:
+    return recipe_of(replace(plan, budget=1e6))
+
+
+def spend_all(seed: int) -> Schedule:
+    """A stage that needs far more than the budget."""
+    return replace(schedule(seed), stages=(StagePlan("sft", 400, 60.0, 10, ()),), budget=3.0, gpus=1)
+
+
+GUARDS: dict[str, tuple[Parts, Callable[[int], Schedule], set[str]]] = {
+    "a rent without an answer is settled": (Parts(account=NeverSettles), schedule, {DOUBLE, ORPHAN}),
+    "no answer is no news": (Parts(account=BelievesSilence), schedule, {DOUBLE, HEALTHY}),
+    "an absent pod is looked up": (Parts(account=BelievesListings), schedule, {DOUBLE, HEALTHY}),
+    "the dead-man end is pushed forward": (Parts(account=NeverExtends), schedule, {HEALTHY}),
+    "pods are given back": (Parts(account=NeverGivesBack), schedule, {ORPHAN}),
+    "release ends the run": (Parts(verbs=lambda verbs: replace(verbs, release=lambda *_: 0.0)), schedule, {ORPHAN}),
+    "the price paid is looked at": (Parts(account=ReadsNoPrice), schedule, {CEILING}),
+    "the listed price is looked at": (Parts(account=ListsAllCheap), schedule, {CEILING}),
+    "the budget ends the run": (Parts(recipe=without_budget), spend_all, {BUDGET}),
+}
+
+
+@pytest.mark.parametrize("guard", GUARDS)
+def test_without_a_guard_an_invariant_is_breached(guard: str) -> None:
+    parts, plan_of, expected = GUARDS[guard]
+    found: set[str] = set()
+    for seed in range(1, MOST_TRIES + 1):
+        found |= {violation.invariant for violation in run(plan_of(seed), parts).violations}
+        if found & expected:
+            break
+    assert found & expected, f"{MOST_TRIES} schedules did not notice; they found {found or 'nothing'}"
