@@ -16,6 +16,7 @@ from plugins.gateway.verdict import Json, Refusal, id_of
 WATCHED = frozenset({"prefect.flow-run.Cancelling", "prefect.flow-run.Suspended"})
 WORKER_NEWS = ("started", "stopped", "submitted-flow-run", "executed-flow-run")
 FROM_WORKER = frozenset(f"prefect.worker.{what}" for what in WORKER_NEWS)
+FROM_RUN = frozenset({"prefect.flow-run.heartbeat", "prefect.flow-run.pull-step.executed"})
 FROM_RUNNER = "prefect.runner.cancelled-flow-run"  # its resource, a random name, says nothing; the run it names does
 FROM_ARTIFACTS = frozenset({"prefect.artifact.created", "prefect.artifact.updated"})
 RUN = "prefect.flow-run."
@@ -77,6 +78,21 @@ def _watched(names: list[Any]) -> bool:
     return bool(names) and WATCHED.issuperset(map(str, names))
 
 
+def missed_runs(pod: str, standing: Standing) -> Json:
+    """The filter that finds the pod's runs that are being cancelled or suspended now."""
+    body = standing.own_runs(pod)
+    body["flow_runs"]["state"] = {"name": {"any_": [name.rpartition(".")[2] for name in sorted(WATCHED)]}}
+    return body
+
+
+def as_event(run: Json) -> Json:
+    """A run's state as the event that told of it; the id is the same, by which Prefect's client drops a repetition."""
+    state, resource = run["state"], {"prefect.resource.id": f"{RUN}{run['id']}", "prefect.resource.name": run["name"]}
+    told = {"id": state["id"], "occurred": state["timestamp"], "received": state["timestamp"]}
+    event = {**told, "event": RUN + str(state["name"]), "resource": resource, "related": [], "payload": {}}
+    return {"type": "event", "event": event}
+
+
 async def _check_resource(name: str, resource: str, pod: str, standing: Standing) -> None:
     if name in FROM_WORKER:
         if resource != worker_resource(pod):
@@ -88,7 +104,7 @@ async def _check_resource(name: str, resource: str, pod: str, standing: Standing
         await standing.artifact(pod, _object_id(resource, "prefect.artifact."))
     elif name.startswith(TASK):
         await standing.task_run(pod, _object_id(resource, TASK))
-    elif name == "prefect.flow-run.heartbeat" or CUSTOM.fullmatch(name):
+    elif name in FROM_RUN or CUSTOM.fullmatch(name):
         await standing.run(pod, _object_id(resource, RUN))
     else:
         raise Refusal(403, f"a pod does not emit {name[:60]}")

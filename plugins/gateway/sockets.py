@@ -15,7 +15,7 @@ from typing import Any
 from starlette.websockets import WebSocket, WebSocketDisconnect
 from websockets.exceptions import WebSocketException
 
-from plugins.gateway.events import may_see, own_event, own_filter
+from plugins.gateway.events import as_event, may_see, missed_runs, own_event, own_filter
 from plugins.gateway.gate import UNKNOWN, Gate
 from plugins.gateway.routes import plain_path
 from plugins.gateway.standing import Standing
@@ -23,6 +23,7 @@ from plugins.gateway.verdict import Json, Refusal, UpstreamTrouble, parsed
 
 POLICY, BUSY = 1008, 1013
 LAST_WORDS_S = 5.0
+SETTLED_S = 2.0  # after that a new subscription is surely in place
 UPSTREAM_DOWN = (OSError, TimeoutError, WebSocketException, UpstreamTrouble, ValueError)
 
 Part = Coroutine[Any, Any, None]
@@ -150,15 +151,29 @@ class Sockets:
         return self._watch(socket, pod, wanted), _until_gone(socket)
 
     async def _watch(self, socket: WebSocket, pod: str, wanted: Json) -> None:
-        """Pass on what happens to the pod's runs; after an outage Prefect sends again what was missed."""
+        """Pass on what happens to the pod's runs, and after each connection what happened before it."""
         for pause_s in _pauses():
             with suppress(*UPSTREAM_DOWN):
                 async with self._standing.upstream.socket("/events/out") as upstream:
                     await upstream.send(json.dumps(wanted))
-                    async for text in upstream:
-                        if await may_see(json.loads(text), pod, self._standing):
-                            await socket.send_text(text if isinstance(text, str) else text.decode())
+                    catching_up = asyncio.create_task(self._catch_up(socket, pod, wanted))
+                    try:
+                        async for text in upstream:
+                            if await may_see(json.loads(text), pod, self._standing):
+                                await socket.send_text(text if isinstance(text, str) else text.decode())
+                    finally:
+                        catching_up.cancel()
             await asyncio.sleep(pause_s)
+
+    async def _catch_up(self, socket: WebSocket, pod: str, wanted: Json) -> None:
+        """Say again what the runs' states say: Prefect stores events seconds late, so that its replay has a gap."""
+        for pause_s in (0.0, SETTLED_S):
+            await asyncio.sleep(pause_s)
+            with suppress(UpstreamTrouble, WebSocketDisconnect):
+                for run in await self._standing.upstream.rows("/flow_runs/filter", missed_runs(pod, self._standing)):
+                    news = as_event(run)
+                    if news["event"]["event"] in wanted["filter"]["event"]["name"]:
+                        await socket.send_json(news)
 
 
 async def _text(socket: WebSocket) -> str:

@@ -23,8 +23,9 @@ async def set_state(call: Call, standing: Standing) -> Forward | Answer:
     only(body, "state", "force")
     state = _state(body.get("state"), run_id)
     force = body.get("force") is True
-    if force and state["type"] != "CANCELLED":  # Prefect's worker forces this one for a run that never started
-        raise Refusal(403, "a pod may not force a state")
+    # Prefect forces two ends: its worker CANCELLED for a run that never started, its engine CRASHED on a signal.
+    if force and state["type"] not in ("CANCELLED", "CRASHED"):
+        raise Refusal(403, "a pod may not force this state")
     now = (await standing.run_now(call.pod, run_id)).get("state")
     if isinstance(now, dict) and now.get("type") in FINAL:
         return _ended(now, state)

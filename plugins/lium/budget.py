@@ -11,7 +11,7 @@ from enum import StrEnum
 
 WARN_AT = 0.8
 LAST_SYNC_S = 300.0
-LAST_SYNC_PART = 0.2  # of a small budget's whole time
+LAST_SYNC_PART = 0.1  # of a small budget's whole time
 
 
 class Money(StrEnum):

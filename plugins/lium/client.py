@@ -138,7 +138,10 @@ class LiumAccount:
 
     def unknown_gpu(self, name: str) -> list[str] | None:
         """The GPU names that Lium knows if `name` is none of them; None when it is, or when nobody answers."""
-        known: list[str] | None = self._lium.unknown_gpu_type(name)
+        try:
+            known: list[str] | None = self._ask("list GPU types", lambda: self._lium.unknown_gpu_type(name))
+        except TrainstackError:
+            return None
         return known
 
     def estimate(self, executor_id: str, template_id: str | None) -> Estimate | None:
@@ -198,11 +201,17 @@ class LiumAccount:
             raise Refused(f"pod {order.name}: {self.settings.base_url} costs real money: set an API key and a ceiling")
         key = str(uuid.uuid4())
         intents: list[Intent] = []
+        unwritten: list[Exception] = []
 
         def before_send(request: dict[str, Any]) -> None:
             endpoint, payload = str(request["endpoint"]), dict(request["payload"])
-            intents.append(Intent(order.name, order.executor_id, key, endpoint, payload, self._clock.now()))
-            journal(intents[0])
+            intent = Intent(order.name, order.executor_id, key, endpoint, payload, self._clock.now())
+            try:
+                journal(intent)
+            except Exception as error:  # whatever it is, nothing may be rented that is not written down
+                unwritten.append(error)
+                raise
+            intents.append(intent)
 
         try:
             with boundary(f"rent pod {order.name}"):
@@ -217,14 +226,20 @@ class LiumAccount:
                     confirmed_only=True,
                     before_send=before_send,
                 )
-        except NotFound as error:
-            raise CapacityError(f"{error}: host, template or volume is gone") from error
-        except OutcomeUnknown:
-            found = self.settle(intents[0]) if intents else None
+        except TrainstackError as error:
+            if unwritten and isinstance(unwritten[0], TrainstackError):
+                raise unwritten[0] from None
+            if unwritten:
+                raise ControlPlaneError(f"pod {order.name} was not rented: {unwritten[0]}") from unwritten[0]
+            if isinstance(error, NotFound):
+                raise CapacityError(f"{error}: host, template or volume is gone") from error
+            if not isinstance(error, OutcomeUnknown) or not intents:
+                raise
+            found = self.settle(intents[0])
             if found is None:
-                raise CapacityError(f"rent pod {order.name}: the request was lost and rented nothing") from None
+                raise CapacityError(f"rent pod {order.name}: the request was lost and rented nothing") from error
             return found
-        return self._row_of(str(made["id"]), order.name, order.executor_id)
+        return self._row_of(str(made["id"]), order.name, order.executor_id, unseen="PENDING")
 
     def settle(self, intent: Intent) -> PodRow | None:
         """Find out what became of a rent whose answer nobody has: its pod (it may have ended by now), or None.
@@ -237,14 +252,18 @@ class LiumAccount:
         problem = "Lium does not answer"
         while True:
             try:
+                listed = True
                 row = self.find(intent.name)
                 if row is not None:
                     return row
+            except (ControlPlaneError, UserError) as error:  # a key that is refused now says nothing about then
+                listed, problem = False, str(error)
+            try:
                 pod_id = self._replay(intent) if replayable else None
                 if pod_id is not None:
-                    return self._row_of(pod_id, intent.name, intent.executor_id)
-                fresh += 1
-            except (CapacityError, UserError):
+                    return self._row_of(pod_id, intent.name, intent.executor_id, unseen="DELETED")
+                fresh += listed
+            except CapacityError:
                 return None  # the stored answer: it rented nothing
             except ControlPlaneError as error:
                 problem = str(error)
@@ -281,9 +300,14 @@ class LiumAccount:
         certain within `timeout_s`.
         """
         released: set[str] = set()
+        unasked = set(ids)  # these are deleted once without looking: both listing and look-up may be late
         began, pause_s, problem = self._clock.monotonic(), 0.2, "it is still listed"
         while True:
             try:
+                for pod_id in sorted(unasked):
+                    if self._delete(pod_id, name):
+                        released.add(pod_id)
+                    unasked.discard(pod_id)
                 living = {row.id for row in self.pods() if row.name == name}
                 living |= {pod_id for pod_id in ids if pod_id not in living and self.look_up(pod_id) is not None}
                 if not living:
@@ -306,9 +330,9 @@ class LiumAccount:
     def _replay(self, intent: Intent) -> str | None:
         """Send a rent again under its key: the pod's id, or None when it was refused as a new request.
 
-        Raises what the first request was answered with, ControlPlaneError when that is not known.
+        CapacityError: the first request was refused. ControlPlaneError: that is not known.
         """
-        from lium.sdk.exceptions import LiumRentOutcomeUnknownError
+        from lium.sdk.exceptions import LiumError, LiumRentOutcomeUnknownError
 
         question = LiumRentOutcomeUnknownError(
             "what became of this rent",
@@ -325,18 +349,22 @@ class LiumAccount:
                 if refused_afresh(error):
                     return None
                 raise
+            except LiumError as refusal:  # anything else that the SDK lets through is the stored answer
+                raise CapacityError(f"the rent of pod {intent.name} was refused: {refusal}") from refusal
 
-    def _row_of(self, pod_id: str, name: str, executor_id: str) -> PodRow:
-        """The pod as its look-up shows it, or what the rent said while nobody answers."""
-        ended = PodRow(id=pod_id, name=name, status="DELETED", executor_id=executor_id)
+    def _row_of(self, pod_id: str, name: str, executor_id: str, *, unseen: str) -> PodRow:
+        """The pod as its look-up shows it, or what the rent said; `unseen`: its status when the look-up says 404."""
         try:
-            return self.look_up(pod_id) or ended
+            return self.look_up(pod_id) or PodRow(id=pod_id, name=name, status=unseen, executor_id=executor_id)
         except ControlPlaneError:
             return PodRow(id=pod_id, name=name, status="PENDING", executor_id=executor_id)
 
-    def _delete(self, pod_id: str, name: str) -> None:
+    def _delete(self, pod_id: str, name: str) -> bool:
+        """End a pod; False when it was gone already."""
         with suppress(NotFound):
             self._ask(f"give back pod {name}", lambda: self._lium.down(PodRow(id=pod_id, name=name, status="")))
+            return True
+        return False
 
     def _ask(self, what: str, call: Callable[[], T], *, patient: bool = True) -> T:
         """Call the SDK; on 429 wait as long as Lium asks, up to a minute in all."""

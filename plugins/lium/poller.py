@@ -22,6 +22,7 @@ PER_MINUTE = 60
 FIRST_LOOKS = 3
 FIRST_INTERVAL_S = 0.3
 LONGEST_BACKOFF_S = 30.0
+NEVER_LISTED_S = 20.0  # the SDK's MISSING_GRACE_SECONDS
 
 
 class Listing(Protocol):
@@ -102,10 +103,10 @@ class PodPoller:
                 return
             self._sightings[name] = Sighting()
             self._quick_looks = FIRST_LOOKS
-        if self._duty is None:
-            self._duty = self.clock.duty("pod-poller", self._turn)
-        else:
-            self._duty.wake()
+            if self._duty is None:
+                self._duty = self.clock.duty("pod-poller", self._turn)
+            else:
+                self._duty.wake()
 
     def unwatch(self, name: str) -> None:
         """Stop reporting on a pod; without any watched pod nothing is listed."""
@@ -203,10 +204,12 @@ def wait_ready(
             return seen.row
         if seen.row is not None and seen.row.terminal:
             raise PodLost(f"pod {pod.name} is {seen.row.status}: {account.cause(pod.id) or 'Lium gives no cause'}")
-        if seen.error is None and seen.good_listings_absent >= max(2, asked_at + 1):
+        waited_s = poller.clock.monotonic() - began
+        asked_at = 0 if seen.row is not None else asked_at
+        late = seen.last_row is None and waited_s < NEVER_LISTED_S  # a rented pod may be listed a little later
+        if seen.error is None and not late and seen.good_listings_absent >= max(2, asked_at + 1):
             asked_at = seen.good_listings_absent
             _raise_if_gone(account, pod)
-        waited_s = poller.clock.monotonic() - began
         if waited_s >= timeout_s:
             state = f"{seen.last_row.status} {seen.last_row.phase or ''}".strip() if seen.last_row else "never listed"
             raise PodLost(f"pod {pod.name} was not ready within {timeout_s:.0f} s ({seen.error or state})")

@@ -45,8 +45,8 @@ def failed_run(world: World, run_id: str, **changes: Any) -> Failure:
 
 
 def test_more_gpus_than_any_machine_has_ends_the_run_at_once_and_says_which_setting_waits(world: World) -> None:
-    failure = failed_run(world, "too-many", pod={"gpu": "H200", "gpu_count": 64, **PRICES})
-    assert "CapacityError" in failure.said and "64x H200" in failure.said
+    failure = failed_run(world, "too-many", pod={"gpu": "H200", "gpu_count": 64, **PRICES, "budget_usd": 999.0})
+    assert "CapacityError" in failure.said and "64" in failure.said
     assert "pod.capacity_wait_minutes" in failure.said and "pod.gpu_count" in failure.said
     assert failure.rented == []
 

@@ -21,6 +21,7 @@ LAST_SYNC_S = 320.0
 QUIET_S = 300.0  # so long without trouble, and a steering process must have got its calls through
 GIVE_BACK_S = 60.0
 CANCEL_S = 120.0
+ROUNDING_S = 1.0
 LAST_PROBE_S = 40.0  # a look over SSH that began while it was down may end so much later
 
 ORPHAN, DOUBLE, HEALTHY, CEILING = "orphans", "double_rents", "healthy_killed", "over_ceiling"
@@ -73,13 +74,24 @@ class Watch:
         if pod.stranger:
             return
         self.rents += 1
-        others = [other.name for other in self._own() if other.living and other is not pod]
-        if others:
-            self._breach(DOUBLE, f"{pod.name} was rented while {', '.join(others)} lived")
+        if not self._world.own(pod.name):
+            self._breach(STRANGER, f"{pod.name} was rented, a name that is not this run's")
+        self._check_alone(pod)
+
+    def claimed(self, pod: SimPod) -> None:
+        """A warm pod of an earlier run is this run's from now on."""
+        pod.stranger, pod.charged_from = False, self._world.clock.now()
+        self._check_alone(pod)
+
+    def handed_on(self, pod: SimPod, until: float) -> None:
+        """A pod is left to the next run until a time."""
+        pod.handed_on_at = self._world.clock.now()
+        if pod.living and (pod.removal_at is None or pod.removal_at > until + ROUNDING_S):
+            self._breach(ORPHAN, f"{pod.name} is held warm and outlives its time")
 
     def touched(self, pod: SimPod, how: str) -> None:
         """Something was done to a pod by id."""
-        if not self._world.own(pod.name):
+        if pod.stranger:
             self._breach(STRANGER, f"{pod.name} was {how}")
 
     def submitted(self, attempt: "SimAttempt") -> None:
@@ -105,9 +117,13 @@ class Watch:
     def scheduled_end(self, pod: SimPod, how: str) -> None:
         """The server ends a pod at its scheduled time: right when nobody steered, wrong when somebody did."""
         attempt = self._world.stages.on_pod(pod)
-        if pod.stranger or attempt is None or not attempt.healthy or self._excused():
+        if pod.stranger or attempt is None or not attempt.healthy:
             return
         now = self._world.clock.now()
+        if self._money_short() and self._was_quiet(now - LAST_SYNC_S, now, LAST_SYNC_S - ROUNDING_S):
+            self._breach(HEALTHY, f"{pod.name} reached the budget's hard end, not the graceful one before it")
+        if self._excused():
+            return
         began = max(now - self._world.plan.dead_man_minutes * 60, attempt.started_at or now)
         if self._was_quiet(began, now, QUIET_S):
             self._breach(HEALTHY, f"{pod.name} reached its scheduled end while it trained and was steered")
@@ -135,10 +151,10 @@ class Watch:
         """The last start is over and the dead-man time has passed."""
         now = self._world.clock.now()
         for pod in self._own():
-            if pod.living:
+            if pod.ours:
                 self._breach(ORPHAN, f"{pod.name} still lives ({pod.status}) and nobody steers")
             self._check_overpriced(pod)
-        cost, plan = sum(pod.cost(now) for pod in self._own()), self._world.plan
+        cost, plan = sum(pod.cost_of_run(now) for pod in self._own()), self._world.plan
         grace = max((pod.price for pod in self._own()), default=0.0) * plan.dead_man_minutes / 60
         if cost > plan.budget + grace + 0.01:
             self._breach(
@@ -149,6 +165,11 @@ class Watch:
         """The flow was still running after more time than it can need."""
         self._breach(STATE, "the run came to no end")
 
+    def _check_alone(self, pod: SimPod) -> None:
+        others = [other.name for other in self._own() if other.ours and other is not pod]
+        if others:
+            self._breach(DOUBLE, f"{pod.name} was taken while {', '.join(others)} lived")
+
     def _check_overpriced(self, pod: SimPod) -> None:
         if pod.price / pod.gpus <= self._world.plan.ceiling + PRICE_TOLERANCE or pod.running_at is None:
             return
@@ -157,8 +178,8 @@ class Watch:
             self._breach(CEILING, f"{pod.name} costs too much and was kept for {end - pod.running_at:.0f} s")
 
     def living(self) -> list[str]:
-        """Names of this run's pods that live."""
-        return [pod.name for pod in self._own() if pod.living]
+        """Names of the pods that live and that this run answers for."""
+        return [pod.name for pod in self._own() if pod.ours]
 
     # -- what is true ---------------------------------------------------------------------------------------------
 
@@ -182,8 +203,8 @@ class Watch:
     def _money_short(self) -> bool:
         """Counted from the rent, as a careful run counts: never less than the bill."""
         now, plan = self._world.clock.now(), self._world.plan
-        spent = sum(((pod.ended_at or now) - pod.rented_at) / HOUR * pod.price for pod in self._own())
-        rate = sum(pod.price for pod in self._own() if pod.living)
+        spent = sum(pod.spent_since_rent(now) for pod in self._own())
+        rate = sum(pod.price for pod in self._own() if pod.ours)
         return spent + rate * LAST_SYNC_S / HOUR >= plan.budget or spent >= MONEY_SHORT * plan.budget
 
     def _was_quiet(self, start: float, end: float, length_s: float, targets: Collection[str] | None = None) -> bool:

@@ -110,6 +110,7 @@ def recipe_of(plan: Schedule) -> Recipe:
         "bad_host_hours": plan.bad_host_hours,
         "idle_minutes": plan.idle_minutes,
         "idle_release": plan.idle_release,
+        "keep_warm_minutes": plan.keep_warm_minutes,
     }
     sections: dict[str, Any] = {}
     for stage in plan.stages:

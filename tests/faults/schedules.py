@@ -89,6 +89,16 @@ class Death:
 
 
 @dataclass(frozen=True)
+class WarmPlan:
+    """A pod that an earlier run left for the next one. rival_at_s: when another run would take it."""
+
+    gpus: int
+    price: float
+    until_s: float
+    rival_at_s: float | None
+
+
+@dataclass(frozen=True)
 class Schedule:
     """Everything that will happen to one run."""
 
@@ -116,6 +126,8 @@ class Schedule:
     ctrl_c_at_s: float | None
     naps: tuple[tuple[float, float], ...]
     strangers: tuple[str, ...]
+    warm: WarmPlan | None
+    keep_warm_minutes: float
     reap_every_s: float | None
 
     def show(self) -> str:
@@ -155,6 +167,8 @@ def calm(seed: int = 0) -> Schedule:
         ctrl_c_at_s=None,
         naps=(),
         strangers=(),
+        warm=None,
+        keep_warm_minutes=0.0,
         reap_every_s=None,
     )
 
@@ -207,12 +221,23 @@ def schedule(seed: int) -> Schedule:
             (rng.uniform(0, span_s), rng.uniform(10 * MINUTE, 3 * HOUR)) for _ in range(rng.random() < 0.12 * harsh)
         ),
         strangers=tuple(rng.sample(STRANGERS, rng.randint(0, 4))),
+        warm=_warm(rng, gpus, ceiling) if rng.random() < 0.12 else None,
+        keep_warm_minutes=rng.choice((5.0, 30.0)) if rng.random() < 0.12 else 0.0,
         reap_every_s=rng.choice((None, None, 600.0, 1800.0)),
     )
 
 
 STRANGERS = ("notebook", "ts-{run}", "ts-{run}-2-sft-a1", "ts-{run}x-sftrl-a1", "ts-other-rl-a1", "x-ts-{run}-sft-a1")
 """Names of pods on the account that are not this run's; most look like it. {run} is its id."""
+
+
+def _warm(rng: Random, gpus: int, ceiling: float) -> WarmPlan:
+    return WarmPlan(
+        gpus=rng.choice((gpus, gpus, gpus, 2)),
+        price=round(ceiling * rng.choice((0.8, 1.0, 1.2)), 2),
+        until_s=rng.uniform(0, 20 * MINUTE),
+        rival_at_s=rng.choice((None, rng.uniform(0, 5))),
+    )
 
 
 def _some(rng: Random, mean: float) -> int:

@@ -125,7 +125,12 @@ class SimBoard:
 
     def hold_warm(self, pod: WarmPod) -> None:
         """Offer a pod to the next run."""
-        self._ask("hold warm", lambda: self._stages.warm.__setitem__(pod.name, pod))
+
+        def effect() -> None:
+            self._stages.warm[pod.name] = pod
+            self._world.watch.handed_on(self._world.market.pods[pod.pod_id], pod.until)
+
+        self._ask("hold warm", effect)
 
     def claim_warm(self, name: str) -> bool:
         """Take a warm pod."""
@@ -134,6 +139,8 @@ class SimBoard:
             pod = self._stages.warm.get(name)
             if pod is None or pod.claimed_by not in (None, self._world.run_id):
                 return False
+            if pod.claimed_by is None:
+                self._world.watch.claimed(self._world.market.pods[pod.pod_id])
             self._stages.warm[name] = replace(pod, claimed_by=self._world.run_id)
             return True
 

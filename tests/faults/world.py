@@ -6,9 +6,11 @@ Everything here outlives the flow's processes. What a process gets of it are its
 
 import re
 from collections import deque
+from dataclasses import replace
 from random import Random
 from typing import Any
 
+from tasks.board import WarmPod
 from tests.faults.invariants import Ending, Watch
 from tests.faults.market import Market, SimHost
 from tests.faults.schedules import HostPlan, Schedule
@@ -16,6 +18,7 @@ from tests.faults.sim_stage import Stages
 from tests.faults.virtual_clock import START, Process, VirtualClock
 from tests.faults.weather import Weather
 
+PLAIN_START = "default volume none"  # what `warm_pods.start_of` says of a recipe with neither image nor volume
 STRANGERS_HOST = HostPlan(
     99, "NVIDIA H200", 64, 1.0, "secure", "US", 1.0, "ok", False, 1e9, "none", 1.0, 5.0, False, 1e3
 )
@@ -50,6 +53,7 @@ class World:
         home = SimHost(STRANGERS_HOST, "strangers", 1.0)
         for name in plan.strangers:
             self.market.place(name.format(run=self.run_id), home, 1, 1.0, None, stranger=True)
+        self._place_warm_pod(home)
         self._plan_disturbances()
 
     @property
@@ -89,6 +93,23 @@ class World:
     def tail(self, lines: int = 40) -> list[str]:
         """The last lines of the journal, readable."""
         return [f"{time - START:10.1f} {call}: {outcome}" for time, call, outcome in self.journal[-lines:]]
+
+    def _place_warm_pod(self, host: SimHost) -> None:
+        plan = self.plan.warm
+        if plan is None:
+            return
+        until = START + plan.until_s
+        pod = self.market.place("ts-earlier-sft-a1", host, plan.gpus, plan.price * plan.gpus, None, stranger=True)
+        self.market.schedule_end(pod, until)
+        price, gpu = plan.price * plan.gpus, host.plan.gpu
+        self.stages.warm[pod.name] = WarmPod(pod.name, pod.id, gpu, plan.gpus, PLAIN_START, price, until)
+        if plan.rival_at_s is not None:
+            self.clock.after(plan.rival_at_s, lambda: self._rival_takes(pod.name))
+
+    def _rival_takes(self, name: str) -> None:
+        warm = self.stages.warm.get(name)
+        if warm is not None and warm.claimed_by is None:
+            self.stages.warm[name] = replace(warm, claimed_by="rival")
 
     def _plan_disturbances(self) -> None:
         plan, at = self.plan, self.clock.at

@@ -19,7 +19,7 @@ BOSS = "boss:not-for-pods"
 SECRET = "sk-very-secret"
 POOL = "lium"
 HERE = Path(__file__).resolve().parent
-PATIENCE_S = 60.0
+PATIENCE_S = 45.0
 SETTINGS = ("command", "env", "labels", "name", "stream_output", "working_dir")
 JOB = {  # without one a worker would write its own into the pool, which no pod may
     "job_configuration": {name: f"{{{{ {name} }}}}" for name in SETTINGS},

@@ -62,5 +62,5 @@ def test_a_stage_reports_to_its_end_and_the_next_one_is_cancelled(
     eventually(lambda: ITERATION in [found["data"] for found in control.artifacts(long)], "the stage that takes long")
     control.set_state(long, "CANCELLING")
     eventually(lambda: control.state(long) == "CANCELLED", "the end of the cancelled stage", 30)
-    assert "Cancelled flow run" in worker.read_text()
+    eventually(lambda: "Cancelled flow run" in worker.read_text(), "the word of the runner that ended it")
     assert (gateway.refusals, log) == (0, []), "a well-behaved pod is refused nothing"

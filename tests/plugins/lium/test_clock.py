@@ -126,10 +126,10 @@ def test_after_stopping_no_turn_begins_and_the_thread_ends(begin) -> None:
     turns = Turns()
     duty = begin(turns)
     assert turns.wait_for(1)
-    duty.stop()
+    duty.stop(patience_s=0.0)
+    assert ended(turns.threads[0])
     duty.stop()
     duty.wake()
-    assert ended(turns.threads[0])
     assert len(turns.threads) == 1
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from plugins.errors import CapacityError, ControlPlaneError, UserError
+from plugins.errors import CapacityError, ControlPlaneError
 from plugins.lium.client import KEY_KEPT_S, SETTLE_TIMEOUT_S, Intent, LiumAccount, LiumSettings
 from tests.plugins.lium.road import EMPTY, LISTING, NOT_HERE, ONE_POD, RENT, refusal
 
@@ -81,7 +81,6 @@ def test_a_refused_rent_made_no_pod(world, road, far, name: str) -> None:
     assert (len(road.seen(RENT)), world.rented(name)) == (1, [])  # one replay; its stored answer is believed
 
 
-@pytest.mark.xfail(strict=True, raises=ControlPlaneError, reason="a stored 404 is asked for again until time is over")
 def test_a_rent_on_a_host_that_is_gone_made_no_pod(world, far, name: str) -> None:
     intent = intent_of_a_killed_process(world, name, sent=False)
     nowhere = "00000000-0000-4000-8000-000000000000"
@@ -122,12 +121,11 @@ def test_one_listing_that_fails_does_not_settle_an_old_intent(world, road, far, 
     assert row is not None and [row.id] == world.rented(name)
 
 
-@pytest.mark.xfail(strict=True, reason="a refusal of the listing is taken for the stored answer of the rent")
 def test_a_refused_listing_does_not_settle_a_rent(world, road, far, name: str) -> None:
     intent = intent_of_a_killed_process(world, name, sent=True)
     road.put(LISTING, refusal(401, "invalid_api_key", "Invalid API key"))
-    with pytest.raises((UserError, ControlPlaneError)):
-        far.settle(intent)
+    row = far.settle(intent)
+    assert row is not None and [row.id] == world.rented(name), "the replay tells, whatever the listing says"
 
 
 def test_nothing_that_answers_is_said_within_its_time(world, name: str, clock) -> None:
@@ -135,6 +133,6 @@ def test_nothing_that_answers_is_said_within_its_time(world, name: str, clock) -
     with socket.create_server(("127.0.0.1", 0)) as taken:
         url = f"http://127.0.0.1:{taken.getsockname()[1]}/api"
     account = LiumAccount(LiumSettings(url, world.settings.api_key, world.settings.ssh_key_path), clock=clock)
-    with pytest.raises(ControlPlaneError, match=f"whether pod {name} was rented is not known .*does not answer"):
+    with pytest.raises(ControlPlaneError, match=f"whether pod {name} was rented is not known .*did not establish its outcome"):
         account.settle(intent)
     assert SETTLE_TIMEOUT_S <= clock.monotonic() < SETTLE_TIMEOUT_S + 20

@@ -184,23 +184,39 @@ def own_emulator(request, tmp_path, inventory):
         running.stop()
 
 
-@pytest.fixture
-def start_emulator(tmp_path):
-    """Start one for the test alone: `start_emulator(*options, machines=[...])`."""
+@contextlib.contextmanager
+def starter(folder):
+    """Start emulators below a folder: `start(*options, machines=[...])`; all are stopped at the end."""
     started = []
 
     def start(*options, machines=None):
         if machines is not None:
-            path = tmp_path / f"machines-{len(started)}.json"
+            path = folder / f"machines-{len(started)}.json"
             path.write_text(json.dumps(machines))
             options = ("--inventory", str(path), *options)
-        started.append(Emulator(tmp_path / f"own-{len(started)}", options).start())
+        started.append(Emulator(folder / f"own-{len(started)}", options).start())
         return started[-1]
 
-    yield start
-    for running in started:
-        if running.process.poll() is None:
-            running.stop()
+    try:
+        yield start
+    finally:
+        for running in started:
+            if running.process.poll() is None:
+                running.stop()
+
+
+@pytest.fixture
+def start_emulator(tmp_path):
+    """Start one for the test alone."""
+    with starter(tmp_path) as start:
+        yield start
+
+
+@pytest.fixture(scope="module")
+def start_for_module(tmp_path_factory):
+    """Start one for the tests of a file, which run one after another."""
+    with starter(tmp_path_factory.mktemp("module")) as start:
+        yield start
 
 
 @pytest.fixture

@@ -12,14 +12,15 @@ from lium.sdk.exceptions import LiumError, LiumServerError
 pytestmark = pytest.mark.filterwarnings("ignore:Pinning:UserWarning")
 
 
-@pytest.fixture
-def emulator(start_emulator):
+@pytest.fixture(scope="module")
+def emulator(start_for_module):
     """Its own: a fault is taken by whoever calls next."""
-    return start_emulator("--listings-per-minute", "100000")
+    return start_for_module("--listings-per-minute", "100000")
 
 
 def journal(sdk, *calls):
-    rows = [f"{row['method']} {row['path']} {row['status']}" for row in sdk.emulator.journal()]
+    own = [row for row in sdk.emulator.journal() if row["api_key_tail"] == sdk.key[-4:]]
+    rows = [f"{row['method']} {row['path']} {row['status']}" for row in own]
     return [row for row in rows if row.rpartition(" ")[0] in calls]
 
 
@@ -110,7 +111,8 @@ def test_errors_that_last_reach_the_caller(sdk, emulator):
         sdk.lium.ps()
 
 
-def test_held_calls_do_not_hold_the_end_of_the_emulator(emulator, wait_until):
+def test_held_calls_do_not_hold_the_end_of_the_emulator(start_emulator, wait_until):
+    emulator = start_emulator()
     emulator.order({"timeout:GET /api/pods": 1})
     with httpx.Client(timeout=30) as client:
         request = client.build_request("GET", f"{emulator.url}/pods", headers={"X-API-KEY": "any"})

@@ -19,11 +19,10 @@ MACHINES = [
 ]
 
 
-@pytest.fixture
-def sdk(start_emulator, connect):
+@pytest.fixture(scope="module")
+def emulator(start_for_module):
     usual = {"price_per_gpu": 1.0, "gpu_count": 1, "vram_mib": 24564}
-    emulator = start_emulator("--listings-per-minute", "100000", machines=[usual | machine for machine in MACHINES])
-    return connect(emulator)
+    return start_for_module("--listings-per-minute", "100000", machines=[usual | machine for machine in MACHINES])
 
 
 def rows(sdk):

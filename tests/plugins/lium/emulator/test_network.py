@@ -28,7 +28,7 @@ def test_open_connections_are_cut_and_processes_live_on(sdk, emulator, ssh_key, 
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(("127.0.0.1", listener.get_port()), 10)
         with pytest.raises(ConnectionRefusedError):
-            await connect_to(pod, ssh_key)
+            await connect_to(pod, ssh_key, login_timeout=5)
 
     asyncio.run(run())
     assert sdk.call("GET", f"/pods/{pod.id}").json()["status"] == "RUNNING"

@@ -282,3 +282,29 @@ def test_a_machine_removed_from_the_inventory_ends_its_pods(tmp_path):
         await pods.stop()
 
     asyncio.run(run())
+
+
+def test_planned_capacity_comes_and_goes_at_its_time_and_leaves_rented_gpus_alone(tmp_path):
+    clock = {"now": 1000.0}
+    plan = (
+        {"after_s": 60, "offline": True},
+        {"after_s": 120, "offline": False, "free": 8},
+        {"after_s": 180, "free": 3, "price_per_gpu": 9.0},
+    )
+    machine = replace(DEFAULT_FLEET[0], changes=plan)
+
+    async def run():
+        file = StateFile(tmp_path / "state")
+        account = file.state.account_of("key")
+        file.state.pods["x"] = pod_row(id="x", account=account.id, status="RUNNING")
+        pods = Pods(file, [machine], Settings("plain"), Faults(), now=lambda: clock["now"])
+        patrol, seen = Patrol(pods), []
+        for now in (1059.9, 1060.0, 1119.9, 1120.0, 1180.0):
+            clock["now"] = now
+            await patrol.look()
+            seen.append(pods.market.free_gpus()[machine.id])
+        assert seen == [6, 0, 0, 6, 3], "two of the eight are rented here, so eight cannot be free"
+        assert pods.machines[machine.id].price_per_gpu == 9.0 and file.state.pods["x"].status == "RUNNING"
+        file.close()
+
+    asyncio.run(run())

@@ -166,7 +166,7 @@ def test_the_end_can_be_moved_and_not_into_the_past(pod, account, note):
 
 
 def test_the_cli_sees_and_uses_the_same_pod(pod, account, cli, tmp_path):
-    assert pod["gpu_name"].split()[-1] in cli("ls") or cli("ls")
+    cli("ls")
     assert account.run in cli("ps", "--json")
     assert "in the pod" in cli("exec", account.run, "echo in the pod")
     cli("exec", account.run, "exit 7", status=7)
