@@ -81,7 +81,7 @@ class Gateway:
             raise ControlPlaneError(f"The gateway cannot listen on {self._host}:{self._port}: {error}") from error
         self._port = int(listening.getsockname()[1])
         self._server = uvicorn.Server(self._config())
-        self._thread = threading.Thread(target=self._run, args=(listening,), name="gateway", daemon=True)
+        self._thread = threading.Thread(target=self._run, args=(listening,), name=f"gateway-{self._port}", daemon=True)
         self._thread.start()
         deadline = time.monotonic() + START_S
         while not self._server.started:

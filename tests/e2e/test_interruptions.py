@@ -58,8 +58,9 @@ def on_pod(world: World, run_id: str, words: str) -> int:
 def reclaim(world: World, run_id: str) -> None:
     """The pod vanishes, as on a spot reclaim."""
     (pod,) = world.pod_rows(run_id)
-    url = f"{world.lium.removesuffix('/api')}/_emulator/pods/{pod['id']}/kill"
-    httpx.post(url, json={"reason": "spot reclaim", "how": "vanish"}, timeout=30).raise_for_status()
+    httpx.post(
+        f"{world.control}/pods/{pod['id']}/kill", json={"reason": "spot reclaim", "how": "vanish"}, timeout=30
+    ).raise_for_status()
 
 
 def stage_of(world: World, run_id: str) -> dict[str, Any]:

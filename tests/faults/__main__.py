@@ -51,7 +51,7 @@ def show(outcome: Outcome) -> None:
     """A breach with the journal's end."""
     for violation in outcome.violations:
         print(f"seed {outcome.seed}: {violation.invariant} at {violation.at - START:.1f} s: {violation.text}")
-    print("\n".join(f"    {line[:200]}" for line in outcome.tail))
+    print("\n".join(f"    {line[:200]}" for line in outcome.tail), flush=True)
 
 
 def main() -> int:
@@ -60,15 +60,15 @@ def main() -> int:
     workers = min(int(os.environ.get("WORKERS", "2")), count)
     columns = (TextColumn("fault schedules"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     found = []
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    bad = 0
+    with Progress(*columns, console=Console(stderr=True), redirect_stdout=False) as progress:
         bar = progress.add_task("", total=count)
         for outcome in outcomes(range(first, first + count), workers):
             found.append(outcome)
             progress.advance(bar)
-    found.sort(key=lambda outcome: outcome.seed)
-    bad = [outcome for outcome in found if outcome.violations]
-    for outcome in bad[:MOST_SHOWN]:
-        show(outcome)
+            bad += bool(outcome.violations)
+            if outcome.violations and bad <= MOST_SHOWN:
+                show(outcome)
     endings = Counter(outcome.endings[-1].lower() for outcome in found)
     print("ended: " + ", ".join(f"{number} {state}" for state, number in endings.most_common()))
     others = {name: number for name, number in _breached(found).items() if name not in COUNTED}

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from tests.faults.invariants import Ending, Violation
-from tests.faults.schedules import HOUR, Schedule
+from tests.faults.machines import HOUR
+from tests.faults.plan import Schedule
 from tests.faults.virtual_clock import START, Killed, Process
 from tests.faults.world import World
 

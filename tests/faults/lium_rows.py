@@ -4,7 +4,7 @@ from typing import Any
 
 from lium.sdk.models import ExecutorInfo, PodInfo
 
-from tests.faults.market import SimHost, SimPod, iso
+from tests.faults.machines import SimHost, SimPod, iso
 
 KIB_PER_TB = 1_000_000_000
 

@@ -14,7 +14,7 @@ from lium.sdk.exceptions import LiumError, LiumNotFoundError, LiumRentOutcomeUnk
 from plugins.errors import ControlPlaneError
 from plugins.lium.pods import PodRow, row_from_info
 from tests.faults.invariants import Ending
-from tests.faults.market import HOUR, iso
+from tests.faults.machines import HOUR, iso
 from tests.faults.sim_board import SimBoard
 from tests.faults.sim_link import open_link
 from tests.faults.sim_lium import SimLium

@@ -24,7 +24,7 @@ from tasks.release_pod import release_pods
 from tasks.run import Run, RunCancelled, RunEnded
 from tasks.sync_checkpoint import sync_checkpoint
 from tests.faults.invariants import Ending
-from tests.faults.schedules import Schedule
+from tests.faults.plan import Schedule
 from tests.faults.sim_board import SimBoard
 from tests.faults.sim_link import open_link
 from tests.faults.sim_lium import SimLium

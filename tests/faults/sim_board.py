@@ -12,7 +12,7 @@ from plugins.errors import ControlPlaneError
 from plugins.lium.offers import Rest
 from tasks.board import AttemptRecord, Row, WarmPod
 from tasks.stage_contract import Heartbeat, StageOrder
-from tests.faults.market import SimPod
+from tests.faults.machines import SimPod
 from tests.faults.sim_stage import SimAttempt
 from tests.faults.virtual_clock import Process
 from tests.faults.world import World

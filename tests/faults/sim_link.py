@@ -8,7 +8,7 @@ from plugins.errors import ControlPlaneError, PodLost
 from plugins.lium.liveness import Probe
 from plugins.lium.pods import PodRow
 from plugins.lium.preflight import Check
-from tests.faults.market import SimPod
+from tests.faults.machines import SimPod
 from tests.faults.virtual_clock import Process
 from tests.faults.world import World
 

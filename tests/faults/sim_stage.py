@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
 from tasks.stage_contract import Heartbeat, StageResult
-from tests.faults.market import SimPod
-from tests.faults.schedules import StagePlan
+from tests.faults.machines import SimPod
+from tests.faults.plan import StagePlan
 
 if TYPE_CHECKING:
     from tests.faults.world import World

@@ -8,7 +8,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from random import Random
 
-from tests.faults.schedules import CallFault, Window
+from tests.faults.plan import CallFault, Window
 from tests.faults.virtual_clock import START, VirtualClock
 
 

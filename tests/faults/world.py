@@ -12,8 +12,9 @@ from typing import Any
 
 from tasks.board import WarmPod
 from tests.faults.invariants import Ending, Watch
-from tests.faults.market import Market, SimHost
-from tests.faults.schedules import HostPlan, Schedule
+from tests.faults.machines import SimHost
+from tests.faults.market import Market
+from tests.faults.plan import HostPlan, Schedule
 from tests.faults.sim_stage import Stages
 from tests.faults.virtual_clock import START, Process, VirtualClock
 from tests.faults.weather import Weather

@@ -71,6 +71,9 @@ write an artifact of another: POST /artifacts/ {"key": "OWN_KEY", "data": "forge
 forge the ledger of the own run: POST /artifacts/ {"key": "OWN_LEDGER", "data": "forged", "flow_run_id": "OWN_RUN"}
 write under another's key: POST /artifacts/ {"key": "OTHER_KEY", "data": "forged", "flow_run_id": "OWN_RUN"}
 write under another stage's key: POST /artifacts/ {"key": "OWN_RL_KEY", "data": "forged", "flow_run_id": "OWN_RUN"}
+read an artifact of another: GET /artifacts/OTHER_ARTIFACT
+overwrite an artifact of another: PATCH /artifacts/OTHER_ARTIFACT {"data": "forged"}
+move the artifact of another: PATCH /artifacts/OTHER_ARTIFACT {"flow_run_id": "OWN_RUN"}
 read artifacts of another: POST /artifacts/filter {"artifacts": {"flow_run_id": {"any_": ["OTHER_RUN"]}}}
 read artifacts of both: POST /artifacts/filter {"artifacts": {"flow_run_id": {"any_": ["OWN_RUN", "OTHER_RUN"]}}}
 read everybody's artifacts: POST /artifacts/filter {}
@@ -85,7 +88,7 @@ make an automation: POST /automations/ {}
 take a concurrency slot: POST /v2/concurrency_limits/increment {"names": ["pods"], "slots": 1}
 resume a run: POST /flow_runs/OWN_RUN/resume {}
 send input to another's run: POST /flow_runs/OTHER_RUN/input {"key": "k", "value": "v"}
-put itself back on the schedule: POST /flow_runs/OWN_RUN/set_state {"state": {"type": "SCHEDULED", "name": "Scheduled"}}
+put itself back on the schedule: POST /flow_runs/OWN_RUN/set_state {"state": {"type": "SCHEDULED", "name": "Running"}}
 retry itself: POST /flow_runs/OWN_RUN/set_state {"state": {"type": "RUNNING", "name": "AwaitingRetry"}}
 pause itself: POST /flow_runs/OWN_RUN/set_state {"state": {"type": "PAUSED", "name": "Suspended"}}
 force a state: POST /flow_runs/OWN_RUN/set_state {"state": {"type": "RUNNING", "name": "Running"}, "force": true}
@@ -94,10 +97,13 @@ be another: POST /flow_runs/OWN_RUN/set_state {"state": {"type": "FAILED","state
 CALLS = dict(line.split(": ", 1) for line in ATTACKS.strip().splitlines())
 
 
-def words(control: ControlPlane, pod: Pod, other: Pod) -> dict[str, str]:
-    """Longest first, so that OWN does not eat OWN_RUN."""
+@pytest.fixture(scope="module")
+def words(control: ControlPlane, pair: Pair) -> dict[str, str]:
+    """What the words stand for. Longest first, so that OWN does not eat OWN_RUN."""
+    _, pod, other = pair
     return {
         "OTHER_RUN_IN_CAPITALS": other.run.upper(),
+        "OTHER_ARTIFACT": control.artifact(other.run, other.key),
         "OWN_RL_KEY": pod.key.replace("-sft-", "-rl-"),
         "OWN_LEDGER": pod.key.replace("-sft-heartbeat", "-pods"),
         "OTHERFLOW": control.foreign_flow,
@@ -130,7 +136,7 @@ def snapshot(control: ControlPlane, pods: Sequence[Pod]) -> list[Any]:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _nothing_changes(control: ControlPlane, pair: Pair) -> Iterator[None]:
+def _nothing_changes(control: ControlPlane, pair: Pair, words: dict[str, str]) -> Iterator[None]:
     """After all attacks everything is as it was."""
     before = snapshot(control, pair[1:])
     yield
@@ -138,11 +144,11 @@ def _nothing_changes(control: ControlPlane, pair: Pair) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("what", CALLS)
-def test_a_pod_cannot(what: str, control: ControlPlane, pair: Pair) -> None:
-    gateway, pod, other = pair
+def test_a_pod_cannot(what: str, words: dict[str, str], pair: Pair) -> None:
+    gateway, pod, _ = pair
     refused = gateway.refusals
     call = CALLS[what]
-    for word, value in words(control, pod, other).items():
+    for word, value in words.items():
         call = call.replace(word, value)
     method, path, *body = call.split(" ", 2)
     answer = pod.ask(method, path, json.loads(body[0]) if body else None)

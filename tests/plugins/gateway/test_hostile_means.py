@@ -140,6 +140,7 @@ def test_a_body_that_is_too_large_is_refused(chunked: bool, start: Start, enlist
     content = body() if chunked else b"[" * 30_000
     answer = pod.http.post(f"{pod.url}/logs/", content=content)
     assert answer.status_code == 413
+    assert raw(pod, "POST", "/api/logs/", **{"Content-Length": "100000"}) == 413, "before any of it is read"
     assert reads_own_run(pod) == 200
 
 
@@ -207,8 +208,9 @@ def test_an_id_that_is_none_is_the_pods_mistake(run: object, pair: Pair) -> None
 )
 def test_a_crooked_path_leads_nowhere(target: str, pair: Pair) -> None:
     pod = pair[1]
-    assert raw(pod, "GET", target) in NOWHERE
-    assert raw(pod, "POST", target, b"{}") in NOWHERE
+    said = (400,) if any(mark in target for mark in ("..", "%", ";", "\\", "//api")) else NOWHERE
+    assert raw(pod, "GET", target) in said
+    assert raw(pod, "POST", target, b"{}") in said
     assert reads_own_run(pod) == 200
 
 

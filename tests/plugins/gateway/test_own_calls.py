@@ -62,6 +62,18 @@ def test_a_run_that_was_ended_from_outside_stays_as_it_was_ended(
     assert gateway.refusals == 4
 
 
+def test_an_engine_may_force_its_own_crash_but_not_over_another_end(
+    control: ControlPlane, gateway: Gateway, pod: Pod
+) -> None:
+    crashed = {"state": {"type": "CRASHED", "name": "Crashed"}, "force": True}
+    propose(pod, "RUNNING")
+    assert pod.ask("POST", f"/flow_runs/{pod.run}/set_state", crashed).json()["status"] == "ACCEPT"
+    assert control.state(pod.run) == "CRASHED"
+    control.set_state(pod.run, "COMPLETED", force=True)
+    assert pod.ask("POST", f"/flow_runs/{pod.run}/set_state", crashed).json()["status"] == "ABORT"
+    assert control.state(pod.run) == "COMPLETED"
+
+
 def test_an_end_that_is_said_twice_is_taken_once(control: ControlPlane, gateway: Gateway, pod: Pod) -> None:
     propose(pod, "RUNNING")
     first = propose(pod, "COMPLETED", name="Completed", message="the result")

@@ -165,7 +165,7 @@ def test_a_closed_gateway_leaves_no_thread_and_no_listener(start: Callable[..., 
     gateway.close()
     gateway.close()
     gateway.revoke(POD)
-    assert "gateway" not in [thread.name for thread in threading.enumerate()]
+    assert f"gateway-{gateway.port}" not in [thread.name for thread in threading.enumerate()]
     with pytest.raises(httpx.ConnectError):
         ask(gateway)
 

@@ -3,6 +3,7 @@
 import base64
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 
@@ -65,12 +66,18 @@ def test_a_name_that_cannot_stand_in_a_url_gets_no_token(name: str) -> None:
 
 
 def test_processes_that_make_the_key_at_once_get_the_same(tmp_path: Path) -> None:
-    file = tmp_path / "state" / "gateway.key"
+    together = Barrier(8)
+
+    def load(file: Path) -> bytes:
+        together.wait(30)
+        return load_key(file)
+
     with ThreadPoolExecutor(8) as threads:
-        keys = set(threads.map(lambda _: load_key(file), range(32)))
-    assert keys == {file.read_bytes()}
-    assert file.stat().st_mode & 0o777 == 0o600
-    assert list(file.parent.iterdir()) == [file]
+        for number in range(20):
+            file = tmp_path / str(number) / "gateway.key"
+            assert set(threads.map(load, [file] * 8)) == {file.read_bytes()}
+            assert file.stat().st_mode & 0o777 == 0o600
+            assert list(file.parent.iterdir()) == [file]
 
 
 def test_a_key_that_others_can_read_is_refused(tmp_path: Path) -> None:
