@@ -197,7 +197,7 @@ def reap(
 @app.command()
 def gateway(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on; 0: any.")] = 4201,
+    port: Annotated[int, typer.Option(help="Port to listen on; 0: any.")] = 4300,
 ) -> None:
     """Run the gateway as a service: what a public `api_url` for pods must lead to, instead of to Prefect itself."""
     from plugins.gateway.__main__ import main as serve_gateway

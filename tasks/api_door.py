@@ -7,10 +7,10 @@ pod needs and nothing else, and never the API's own password.
 import os
 from collections.abc import Callable
 from pathlib import Path
-
-from plugins.gateway.service import Gateway
+from urllib.parse import urlsplit
 
 from blocks.recipe import Recipe, home
+from plugins.gateway.service import Gateway
 from plugins.gateway.tokens import load_key, mint
 from plugins.lium.pods import PodRow
 from plugins.lium.tunnel import PodConnection
@@ -47,7 +47,7 @@ class ApiDoor:
         remote = int(known) if known and known.strip().isdigit() else 0
         port = connection.forward_to_pod(self._port(), remote_port=remote)
         connection.run(f"mkdir -p trainstack && echo {port} > {PORT_FILE}", timeout_s=30)
-        return f"http://127.0.0.1:{port}/api"
+        return f"http://127.0.0.1:{port}{urlsplit(self._upstream).path}"
 
     def pod_env(self, row: PodRow, api_url: str) -> dict[str, str]:
         """What the pod's processes need to reach the API. It holds the pod's token."""
@@ -55,6 +55,11 @@ class ApiDoor:
             "PREFECT_API_URL": api_url,
             "PREFECT_API_AUTH_STRING": f"{row.name}:{mint(self._key, row.name, row.id)}",
         }
+
+    def shut(self, pod: str) -> None:
+        """Let this pod in no more, before its attempt is declared lost: its word must not overwrite ours."""
+        if self._gateway is not None:
+            self._gateway.revoke(pod)
 
     def _port(self) -> int:
         if self._gateway is None:

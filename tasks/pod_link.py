@@ -77,6 +77,10 @@ class SshLink:
         seen = self.connection.run(f"grep -lsz '^{marker}$' /proc/[0-9]*/environ", timeout_s=30)
         return Probe.RUNNING if seen.stdout.strip() else Probe.GONE
 
+    def shut_out(self) -> None:
+        """Take the pod's way to Prefect away."""
+        self._door.shut(self.name)
+
     def upload(self, files: Sequence[tuple[Path, str]]) -> list[str]:
         """Put files on the pod under names that contain their digest, so that one already there is not sent twice."""
         placed = []

@@ -75,6 +75,10 @@ class PodLink(Protocol):
         """Whether an attempt's process runs on the pod. Raises ControlPlaneError when SSH does not answer."""
         ...
 
+    def shut_out(self) -> None:
+        """Take the pod's way to Prefect away: it is lost, and whatever it still says is too late."""
+        ...
+
     def upload(self, files: Sequence[tuple[Path, str]]) -> list[str]:
         """Put (path, digest) on the pod; returns where they are there. Raises ControlPlaneError."""
         ...

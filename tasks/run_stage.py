@@ -137,6 +137,7 @@ class Attempt:
         if self._now() - self._started <= CLAIM_S:
             return None
         self.problem = f"no worker took it within {CLAIM_S:.0f} s"
+        self.pod.shut_out()
         self._force_crashed()
         return AttemptEnd.POD_LOST
 
@@ -153,6 +154,8 @@ class Attempt:
         if found.life not in (Life.LOST, Life.FAILED):
             return None
         self.problem = found.reason
+        if found.life is Life.LOST:
+            self.pod.shut_out()
         self._force_crashed()
         return AttemptEnd.POD_LOST if found.life is Life.LOST else AttemptEnd.CRASHED
 

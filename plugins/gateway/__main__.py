@@ -18,8 +18,8 @@ from plugins.gateway.service import Gateway
 from plugins.gateway.tokens import load_key
 
 
-def main() -> int:
-    """Serve until SIGTERM or Ctrl-C."""
+def main(argv: list[str] | None = None) -> int:
+    """Serve until SIGTERM or Ctrl-C; returns the exit status. argv: the words after the program's name."""
     parser = argparse.ArgumentParser(prog="python -m plugins.gateway", description=__doc__)
     parser.add_argument(
         "--upstream", required=True, help="URL of the Prefect API; its password comes from the environment"
@@ -28,7 +28,7 @@ def main() -> int:
     parser.add_argument("--host", default="127.0.0.1")
     parser.add_argument("--port", type=int, default=4300)
     parser.add_argument("--work-pool", default="lium")
-    said = parser.parse_args()
+    said = parser.parse_args(argv)
     ended = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: ended.set())

@@ -1,23 +1,22 @@
-"""Which artifact keys belong to a pod, read from the pod's name.
+"""Which artifact keys a stage on a pod may write, and what Prefect calls the pod's worker.
 
 Prefect finds artifacts by key alone, whichever run wrote them: a pod that could choose its keys could write the ledger
-of any run. Names of pods are DESIGN 5.1's `ts-<run_id>-<stages>-a<number>`, keys of a stage `<run_id>-<stage>-<what>`.
+of any run. Whose stage it is stands in the flow run's tags, which the control plane set and no pod may change; a pod's
+name would not do, because a pod that is taken over warm works for another run than the one it was rented for.
 """
 
 import re
+from collections.abc import Sequence
 
-POD = re.compile(r"ts-(?P<run>.+)-(?P<stages>sft|rl|sftrl)-a\d+")
 STAGES = ("sft", "rl")
 WRITTEN_BY_STAGES = ("progress", "heartbeat", "curves", "result")
 
 
-def stage_artifact(pod: str, key: str) -> bool:
-    """Whether a stage on that pod writes an artifact under this key."""
-    found = POD.fullmatch(pod)
-    if found is None:
-        return False
-    own = [stage for stage in STAGES if stage in found["stages"]]
-    return key in {f"{found['run']}-{stage}-{what}" for stage in own for what in WRITTEN_BY_STAGES}
+def stage_artifact(tags: Sequence[str], key: str) -> bool:
+    """Whether the stage whose flow run has these tags (`run:<id>`, `stage:<name>`) writes an artifact of this key."""
+    said = dict(tag.split(":", 1) for tag in tags if ":" in tag)
+    run, stage = said.get("run"), said.get("stage")
+    return bool(run) and stage in STAGES and key in {f"{run}-{stage}-{what}" for what in WRITTEN_BY_STAGES}
 
 
 def worker_resource(pod: str) -> str:

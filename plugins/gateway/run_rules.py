@@ -84,9 +84,9 @@ async def create_artifact(call: Call, standing: Standing, may_write: MayWrite) -
     body = call.body()
     only(body, "key", "type", "flow_run_id", "task_run_id", *ARTIFACT)
     key = body.get("key")
-    if not isinstance(key, str | None) or (key is not None and not may_write(call.pod, key)):
-        raise Refusal(403, f"not an artifact that this pod's stages write: {str(key)[:80]}")
-    await standing.run(call.pod, id_of(body.get("flow_run_id"), "flow_run_id"))
+    own = await standing.run(call.pod, id_of(body.get("flow_run_id"), "flow_run_id"))
+    if not isinstance(key, str | None) or (key is not None and not may_write(own.tags, key)):
+        raise Refusal(403, f"not an artifact that this pod's stage writes: {str(key)[:80]}")
     if body.get("task_run_id") is not None:
         await standing.task_run(call.pod, id_of(body["task_run_id"], "task_run_id"))
     return Forward("POST", "/artifacts/", body)

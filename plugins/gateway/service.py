@@ -39,7 +39,7 @@ class Gateway:
     """A reverse proxy to one Prefect API for the pods of one work pool.
 
     upstream: the API's URL, path and all; pods use the same path at the gateway. upstream_auth: the control plane's
-    PREFECT_API_AUTH_STRING, which no pod gets to see. may_write: whether a pod may write an artifact under a key.
+    PREFECT_API_AUTH_STRING, which no pod gets to see. may_write: whether a run with these tags may write that key.
     """
 
     def __init__(

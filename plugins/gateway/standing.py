@@ -35,6 +35,7 @@ class OwnRun:
     id: str
     flow_id: str
     deployment_id: str | None
+    tags: tuple[str, ...] = ()
 
 
 class Standing:
@@ -70,7 +71,10 @@ class Standing:
         found = await self.upstream.look(f"/flow_runs/{run_id}")
         if found is None or found.get("work_queue_name") != pod or found.get("work_pool_name") != self.pool:
             raise Refusal(403, "not a flow run of this pod")
-        self._keep((pod, "run", run_id), OwnRun(run_id, str(found["flow_id"]), found.get("deployment_id")))
+        self._keep(
+            (pod, "run", run_id),
+            OwnRun(run_id, str(found["flow_id"]), found.get("deployment_id"), _texts(found.get("tags"))),
+        )
         return found
 
     async def run(self, pod: str, run_id: str) -> OwnRun:
@@ -135,3 +139,7 @@ class Standing:
         self._known.move_to_end(key)
         if len(self._known) > KEPT:
             self._known.popitem(last=False)
+
+
+def _texts(tags: object) -> tuple[str, ...]:
+    return tuple(tag for tag in tags if isinstance(tag, str)) if isinstance(tags, list) else ()

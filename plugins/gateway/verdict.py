@@ -1,13 +1,13 @@
 """What the rules of the gateway say about a call: pass it on (as rewritten), answer it here, or refuse it."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
 Json = dict[str, Any]
-MayWrite = Callable[[str, str], bool]
+MayWrite = Callable[[Sequence[str], str], bool]
 """Whether a pod (by name) may write an artifact under a key."""
 
 

@@ -13,10 +13,10 @@ from prefect.client.orchestration import SyncPrefectClient
 from plugins.checkpoints.restore import restore
 from plugins.checkpoints.stores.folder import FolderStore
 from tasks.status import run_status
-from tests.e2e.world import World
+from tests.e2e.world import ANY_DISK, World
 
 pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("bad-input")]
-PRICES = {"max_price_per_gpu_hour": 9.0, "budget_usd": 9.0}
+PRICES = {"max_price_per_gpu_hour": 9.0, "budget_usd": 9.0, "preflight": ANY_DISK}
 SHAPE = {"num-layers": 1, "hidden-size": 32, "ffn-hidden-size": 64, "num-attention-heads": 2, "seq-length": 48}
 
 

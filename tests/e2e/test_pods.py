@@ -16,12 +16,12 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.e2e.world import KEY, ROOT, World, command_of, eventually, pids_with
+from tests.e2e.world import ANY_DISK, KEY, ROOT, World, command_of, eventually, pids_with
 
 pytestmark = pytest.mark.e2e
 Started = list[subprocess.Popen[bytes]]
 DATA = str(ROOT / "deployments" / "recipes" / "data" / "demo_sft.jsonl")
-POD = {"gpu": "H200", "max_price_per_gpu_hour": 9.0, "budget_usd": 9.0, "preflight": {"download_url": None}}
+POD = {"gpu": "H200", "max_price_per_gpu_hour": 9.0, "budget_usd": 9.0, "preflight": ANY_DISK}
 SLOW = {"data": DATA, "num_rollout": 40, "save_interval": 4, "args": {"rollout-batch-size": 4, "lr": 0.003}}
 
 
@@ -187,6 +187,7 @@ def test_a_warm_pod_is_taken_over_by_the_next_run_and_ended_by_stop(world: World
     assert "taken over warm" in done.stderr
     assert [row["name"] for row in world.status("warm-b")["pods"]] == ["ts-warm-a-sft-a1"]
     assert len(world.pods("warm-a")) == 1
+    assert artifact(world, "warm-b-sft-heartbeat") and artifact(world, "warm-b-sft-progress") is not None
     reaped = world.cli("reap", "--grace-minutes", "0").stdout
     assert "held warm" in " ".join(reaped.split())
     assert world.cli("stop", "warm-a").returncode == 0

@@ -19,6 +19,8 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent.parent
 KEY = {"X-API-KEY": "local-emulator"}
 PATIENCE_S = 150.0
+ANY_DISK = {"min_disk_write_mb_s": None, "min_shm_gb": None, "download_url": None}
+"""A preflight that shows this machine's disk and network and does not judge them."""
 
 
 def eventually(look: Callable[[], Any], what: str, timeout_s: float = PATIENCE_S) -> Any:
@@ -84,7 +86,7 @@ class World:
             "name": "small",
             "seed": 7,
             "lium": {"base_url": "emulator"},
-            "pod": {"gpu": "H200", "max_price_per_gpu_hour": 9.0, "budget_usd": 9.0},
+            "pod": {"gpu": "H200", "max_price_per_gpu_hour": 9.0, "budget_usd": 9.0, "preflight": ANY_DISK},
             "trainer": {"kind": "tinyslime"},
             "model": {"args": shape},
             "sft": {

@@ -142,6 +142,9 @@ class Link:
         if self.worker_fails is not None:
             raise self.worker_fails
 
+    def shut_out(self) -> None:
+        self.said.append("shut out")
+
     def stop_services(self) -> None:
         self.said.append("stop services")
 

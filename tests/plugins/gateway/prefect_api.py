@@ -132,7 +132,8 @@ class ControlPlane:
         self.ask("DELETE", f"/work_pools/{POOL}/queues/{pod}")
 
     def run(self, pod: str, **parameters: Any) -> str:
-        body = {"work_queue_name": pod, "parameters": parameters, "state": {"type": "SCHEDULED"}}
+        tags = [f"run:{pod.removeprefix('ts-').removesuffix('-sft-a1')}", "stage:sft", "attempt:1"]
+        body = {"work_queue_name": pod, "parameters": parameters, "state": {"type": "SCHEDULED"}, "tags": tags}
         return str(self.ask("POST", f"/deployments/{self.deployment}/create_flow_run", body)["id"])
 
     def state(self, run: str) -> str:

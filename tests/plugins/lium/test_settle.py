@@ -133,6 +133,6 @@ def test_nothing_that_answers_is_said_within_its_time(world, name: str, clock) -
     with socket.create_server(("127.0.0.1", 0)) as taken:
         url = f"http://127.0.0.1:{taken.getsockname()[1]}/api"
     account = LiumAccount(LiumSettings(url, world.settings.api_key, world.settings.ssh_key_path), clock=clock)
-    with pytest.raises(ControlPlaneError, match=f"whether pod {name} was rented is not known .*not establish its outcome"):
+    with pytest.raises(ControlPlaneError, match=f"pod {name} was rented is not known .*not establish its outcome"):
         account.settle(intent)
     assert SETTLE_TIMEOUT_S <= clock.monotonic() < SETTLE_TIMEOUT_S + 20
