@@ -142,7 +142,7 @@ class Watch:
         for pod in self._own():
             # Whose a pod is that was taken over warm, only the board knows; Lium is enough for all others.
             targets = None if pod.charged_from else ("list", "read", "change", "delete")
-            if pod.ours and self._was_quiet(now - 2.5 * GIVE_BACK_S, now, GIVE_BACK_S, targets):
+            if pod.ours and self._was_quiet(now - GIVE_BACK_S, now, GIVE_BACK_S, targets):
                 self._breach(ORPHAN, f"{pod.name} outlived a flow that ended by itself in quiet times")
         asked = self._world.stages.cancelled_at
         if asked is None or not self._world.stages.cancelling or ending.state == "CANCELLED":
