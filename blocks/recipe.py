@@ -25,7 +25,7 @@ FlagValue = bool | int | float | str | list[int | float | str]
 class Section(BaseModel):
     """A part of the recipe: unknown keys are errors, because a misspelt key would be a silent default."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class LiumSection(Section):

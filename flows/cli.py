@@ -27,7 +27,9 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
 data_app = typer.Typer(no_args_is_help=True, help="Make prompt data.")
 app.add_typer(data_app, name="data")
-out, err = Console(), Console(stderr=True)
+# A table in a pipe is for a program or a pager: nothing of it may be cut off.
+out = Console(width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 250)
+err = Console(stderr=True)
 
 RunId = Annotated[str, typer.Argument(help="Id of the run, as printed at its start.")]
 
@@ -304,7 +306,7 @@ def _known_client() -> Iterator["SyncPrefectClient | None"]:
     """A client of the Prefect API that is known here; None where none runs."""
     from prefect.client.orchestration import get_client
 
-    from tasks.control_plane import known_api
+    from tasks.control_plane import api_answers, known_api
 
     try:
         known_api()
@@ -312,7 +314,7 @@ def _known_client() -> Iterator["SyncPrefectClient | None"]:
         yield None
         return
     with get_client(sync_client=True) as client:
-        yield client
+        yield client if api_answers(client) else None  # it may be starting
 
 
 def _stages(words: str) -> list[StageName]:
@@ -338,7 +340,8 @@ def main(argv: list[str] | None = None) -> NoReturn:
         err.print(f"[red]error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(2)
     except TrainstackError as error:
-        err.print(f"[red]{type(error).__name__}:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
+        name = next(kind.__name__ for kind in type(error).__mro__ if kind.__module__ == "plugins.errors")
+        err.print(f"[red]{name}:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
         sys.exit(1)
     except httpx.HTTPError as error:
         err.print(

@@ -21,7 +21,11 @@ class Display:
         self._shown: str | None = None
         self._next_line = 0.0
         if sys.stderr.isatty():
-            columns = (TextColumn("[bold]{task.description}"), BarColumn(), TextColumn("{task.fields[words]}"))
+            columns = (
+                TextColumn("[bold]{task.description}"),
+                BarColumn(),
+                TextColumn("{task.fields[words]}", markup=False),
+            )
             self._bar = Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True), transient=True)
             self._task = self._bar.add_task(f"{run.run_id} {stage}", total=None, words="waiting for the worker")
 

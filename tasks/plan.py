@@ -34,6 +34,10 @@ class Market(Protocol):
         """How long a boot would take there."""
         ...
 
+    def check_volume(self, wanted: str) -> None:
+        """UserError for a volume that a rent would refuse."""
+        ...
+
     def known_template(self, image: str) -> str | None:
         """Id of the template that a rent of this image would use, if the account has it."""
         ...
@@ -138,6 +142,8 @@ def make_plan(recipe: Recipe, account: Market, resting: Mapping[str, Rest], now:
     check_wish(account, wish, hosts)
     first = rank(hosts, wish, resting=resting, now=now)
     check_budget(pod, first)
+    if pod.volume:
+        account.check_volume(pod.volume)
     template_id = account.known_template(pod.image) if pod.image else pod.template_id
     return Plan(recipe.name, pod, with_estimates(account, first, hosts, template_id, resting), account.balance())
 

@@ -83,6 +83,11 @@ class PodLedger:
             self._fresh()
         return [dict(row) for row in self._rows]
 
+    def names(self) -> set[str]:
+        """Names that this run ever intended to rent, less those handed on. Raises ControlPlaneError."""
+        self._fresh()
+        return {row["name"] for row in self._rows} - self.handed_on()
+
     def known(self) -> list[Row]:
         """The rows as this process last saw them, without asking anybody."""
         return self._rows

@@ -17,6 +17,7 @@ from plugins.lium.tunnel import known_hosts_file
 from tasks import artifacts
 from tasks.common_knowledge import warm_pods
 from tasks.control_plane import attempt_of, runs_of, tag_value
+from tasks.plain_text import plain
 from tasks.pod_ledger import charge_of, read_ledger
 from tasks.provision_pod import run_of
 from tasks.stage_contract import HEARTBEAT_SUFFIX, Heartbeat, artifact_key, describe, parse_heartbeat
@@ -72,10 +73,10 @@ def pods_table(views: Sequence[PodView]) -> Table:
     for view in views:
         pod, beat = view.pod, view.beat
         use = "" if beat is None or beat.gpu_percent is None else f"{beat.gpu_percent:.0f} %"
-        table.add_row(
+        cells = (
             pod.name,
             view.run_id or "",
-            Text(pod.status, style="green" if pod.reachable else "yellow"),
+            pod.status,
             view.host or (pod.executor_id or "")[:8],
             f"{pod.gpu_count or '?'}x {pod.gpu_name or '?'}",
             use,
@@ -84,6 +85,7 @@ def pods_table(views: Sequence[PodView]) -> Table:
             _ends_in(pod),
             "" if beat is None else f"{beat.stage}: {describe(beat)}",
         )
+        table.add_row(*(Text(plain(cell)) for cell in cells), style=None if pod.reachable else "yellow")
     return table
 
 

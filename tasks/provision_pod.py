@@ -16,7 +16,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from blocks.recipe import StageName
-from plugins.errors import CapacityError, PodLost, UserError
+from plugins.errors import CapacityError, PodLost, Refused, UserError
 from plugins.lium import budget
 from plugins.lium.budget import Charge, Money
 from plugins.lium.client import LiumAccount
@@ -102,9 +102,7 @@ def living_pod(run: Run) -> PodRow | None:
             run.ledger.refused(intent.name, "the request never arrived, or was refused")
         else:
             run.ledger.rented(found)
-    elsewhere = run.ledger.handed_on()
-    listed = [pod for pod in pods_of(run.account, run.run_id) if pod.name not in elsewhere]
-    living = {pod.id: pod for pod in listed if not pod.terminal}
+    living = {pod.id: pod for pod in _listed(run) if not pod.terminal}
     for row in run.ledger.open():
         if row["id"] in living:
             continue
@@ -125,6 +123,23 @@ def living_pod(run: Run) -> PodRow | None:
     run.log(f"pod {ordered[-1].name}: adopted")
     run.ledger.rented(ordered[-1])
     return ordered[-1]
+
+
+def _listed(run: Run) -> list[PodRow]:
+    """The run's pods in Lium's listing. Raises Refused for one that the ledger does not know.
+
+    Every rent is written down first, so such a pod is that of a run with the same id on another Prefect API.
+    """
+    mine, handed_on = run.ledger.names(), run.ledger.handed_on()
+    listed = [pod for pod in pods_of(run.account, run.run_id) if pod.name not in handed_on]
+    strange = [pod.name for pod in listed if pod.name not in mine and not pod.terminal]
+    if strange:
+        raise Refused(
+            f"Lium lists {', '.join(strange)}, which this Prefect API did not rent for run {run.run_id}: another one "
+            "steers a run of that id on the same account. Use another --run-id; or end the pod with `lium rm` if it "
+            "is nobody's."
+        )
+    return [pod for pod in listed if pod.name in mine]
 
 
 # -- a new one ----------------------------------------------------------------------------------------------------
@@ -178,7 +193,7 @@ def best_offer(run: Run) -> tuple[Offer, str | None]:
             waited = f"after {pod.capacity_wait_minutes:g} minutes" if pod.capacity_wait_minutes else "at once"
             raise CapacityError(
                 f"{ranking.explain()}. Given up {waited} (pod.capacity_wait_minutes): wait longer, or change pod.gpu, "
-                "pod.gpu_count or pod.max_price_per_gpu_hour."
+                "pod.gpu_count or pod.max_price_per_gpu_hour; `trainstack hosts --forget all` ends the rest of hosts."
             )
         until = datetime.fromtimestamp(run.clock.now() + left_s).astimezone()
         run.board.announce("Waiting for capacity", f"{ranking.explain()}. Waiting until {until:%H:%M:%S %Z}.")

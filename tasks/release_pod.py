@@ -36,8 +36,8 @@ def release_pods(run: Run, link: PodLink | None) -> float:
     if link is not None:
         link.close()
     strays = {intent.name: run.account.settle(intent) for intent in run.ledger.unsettled()}
-    elsewhere = run.ledger.handed_on()
-    ours = {pod.name: {pod.id} for pod in pods_of(run.account, run.run_id) if pod.name not in elsewhere}
+    mine = {row["name"] for row in run.ledger.rows()} - run.ledger.handed_on()
+    ours = {pod.name: {pod.id} for pod in pods_of(run.account, run.run_id) if pod.name in mine}
     for row in run.ledger.open():
         ours.setdefault(row["name"], set()).add(row["id"])
     for pod in strays.values():

@@ -12,6 +12,7 @@ from prefect.client.schemas.sorting import LogSort
 
 from plugins.errors import UserError
 from tasks.control_plane import attempt_of, runs_of, tag_value
+from tasks.plain_text import plain
 
 PAGE = 200
 LOOK_S = 1.0
@@ -25,7 +26,7 @@ def print_logs(run_id: str, stage: str | None, attempt: int | None, *, follow: b
         while True:
             ended = _ended(client, chosen.id)
             for log in read_logs(client, chosen.id, offset):
-                print(f"{_clock(log.timestamp)} {log.message}", flush=True)
+                print(f"{_clock(log.timestamp)} {plain(log.message)}", flush=True)
                 offset += 1
             if ended or not follow:
                 return

@@ -84,8 +84,9 @@ class Attempt:
     def _ended(self, record: AttemptRecord) -> AttemptEnd:
         self._read_beat()
         if record.state == "COMPLETED":
-            self.result = StageResult.model_validate_json(record.message)
-            return AttemptEnd.COMPLETED
+            self.result = result_of(record, self.run.run_id, self.stage)
+            self.problem = "the pod says that it completed, and its result is not one of this stage"
+            return AttemptEnd.COMPLETED if self.result else AttemptEnd.CRASHED
         self.problem = record.message
         if record.state == "CANCELLED":
             if self.run.board.cancelling():
@@ -245,6 +246,16 @@ def durable_before(run: Run, stage: StageName) -> int | None:
 def finished_result(run: Run, stage: StageName) -> StageResult | None:
     """The result of a stage that an earlier call of the pipeline completed."""
     for found in run.board.attempts(stage):
-        if found.state == "COMPLETED":
-            return StageResult.model_validate_json(found.message)
+        result = result_of(found, run.run_id, stage)
+        if result is not None:
+            return result
     return None
+
+
+def result_of(record: AttemptRecord, run_id: str, stage: str) -> StageResult | None:
+    """The result of a completed attempt; None when what the pod wrote is not the result of this stage."""
+    try:
+        result = StageResult.model_validate_json(record.message) if record.state == "COMPLETED" else None
+    except ValueError:
+        return None
+    return result if result and (result.run_id, result.stage) == (run_id, stage) else None

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from blocks.recipe import Recipe, StageName
+from tasks.plain_text import plain
 
 HEARTBEAT_SUFFIX = "heartbeat"
 WORK_POOL = "lium"
@@ -109,4 +110,4 @@ def describe(beat: Heartbeat) -> str:
     words += [f"GPU {beat.gpu_percent:.0f} %"] if beat.gpu_percent is not None else []
     words += [f"durable {beat.durable}"] if beat.durable is not None else []
     words += [f"WARNING {beat.warning}"] if beat.warning else []
-    return " · ".join(words)
+    return plain(" · ".join(words))

@@ -6,6 +6,8 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from tasks.plain_text import plain
+
 COLOURS = {"Completed": "green", "Running": "cyan", "Failed": "red", "Crashed": "red", "Cancelled": "yellow"}
 
 
@@ -16,17 +18,19 @@ def status_view(status: dict[str, Any]) -> RenderableType:
     )
     parts: list[RenderableType] = [head]
     if status["state"] != "Completed" and status["message"]:
-        parts.append(Text(status["message"]))
+        parts.append(Text(plain(status["message"])))
     stages = Table("stage", "state", "attempts", "iterations", "loss", "reward", "checkpoint")
     for row in status["stages"]:
         reached = "" if row["last_iteration"] is None else f"{row['last_iteration'] + 1}/{row['of'] or '?'}"
         where = row["store_uri"] or ("" if row["checkpoint"] is None else f"iteration {row['checkpoint']} durable")
         figures = (_span(row["loss"]), _span(row["reward"]))
-        stages.add_row(row["stage"], _state(row["state"]), str(row["attempts"]), reached, *figures, where)
+        cells = (str(row["attempts"]), reached, *figures, where)
+        stages.add_row(Text(row["stage"]), _state(row["state"]), *(Text(plain(cell)) for cell in cells))
     pods = Table("pod", "state", "gpu", "$/h", "cost so far")
     for row in status["pods"]:
         cost = "" if row["cost_usd"] is None else f"${row['cost_usd']:.4f}"
-        pods.add_row(row["name"], row["state"], row["gpu"], f"{row['price_per_hour'] or 0:.2f}", cost)
+        cells = (row["name"], row["state"], row["gpu"], f"{row['price_per_hour'] or 0:.2f}", cost)
+        pods.add_row(*(Text(plain(str(cell))) for cell in cells))
     return Group(*parts, stages, pods)
 
 

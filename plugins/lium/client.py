@@ -189,6 +189,11 @@ class LiumAccount:
         refuse_held_volume(self._lium, self._ask, found, wanted, own_names)
         return found
 
+    def check_volume(self, wanted: str) -> None:
+        """UserError for a volume that `volume_for` would refuse. Makes nothing."""
+        if not wanted.startswith("new:"):
+            self.volume_for(wanted)
+
     # -- changing -------------------------------------------------------------------------------------------------
 
     def rent(self, order: RentOrder, journal: Callable[[Intent], None]) -> PodRow:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from blocks.recipe import Recipe, check_run_id, load_recipe, resolve
+from blocks.recipe import Recipe, check_run_id, load_recipe, parse_recipe, resolve
 from plugins.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -105,3 +105,8 @@ def test_a_good_run_id_is_taken(run_id: str) -> None:
 def test_a_bad_run_id_is_refused(run_id: str) -> None:
     with pytest.raises(UserError, match="Run id"):
         check_run_id(run_id)
+
+
+def test_an_infinite_number_is_refused() -> None:
+    with pytest.raises(UserError, match=r"pod\.budget_usd"):
+        parse_recipe({"name": "x", "pod": {"budget_usd": float("inf")}, "sft": {}}, source="r.yaml")

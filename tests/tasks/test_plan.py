@@ -34,6 +34,10 @@ class Account:
         self.asked.append((executor_id, template_id))
         return self._estimates.get(executor_id.replace("-", ""))
 
+    def check_volume(self, wanted: str) -> None:
+        if wanted == "nosuch":
+            raise UserError("no volume is called 'nosuch'")
+
     def known_template(self, image: str) -> str | None:
         return f"template of {image}"
 
@@ -281,3 +285,9 @@ def test_boot_times_are_asked_for_the_template_that_the_image_would_use() -> Non
     account = Account(FOX)
     make_plan(recipe(image="example/trainer:1"), account, {}, 0.0)
     assert [template for _, template in account.asked] == ["template of example/trainer:1"]
+
+
+def test_a_volume_that_a_rent_would_refuse_is_refused_by_the_plan() -> None:
+    with pytest.raises(UserError, match="nosuch"):
+        plan(FOX, volume="nosuch")
+    assert plan(FOX, volume="new:name=x").first is not None

@@ -4,12 +4,13 @@ from datetime import UTC, datetime
 
 import pytest
 
-from plugins.errors import CapacityError, ControlPlaneError, PodLost, UserError
+from plugins.errors import CapacityError, ControlPlaneError, PodLost, Refused, UserError
 from plugins.lium.offers import Rest
 from plugins.lium.pods import PodRow
 from plugins.lium.preflight import Check
 from tasks.board import WarmPod
 from tasks.provision_pod import living_pod, pod_name, pods_of, provision_pod, run_of
+from tasks.release_pod import release_pods
 from tasks.run import RunCancelled, RunEnded
 from tests.tasks.fake_market import NO_ANSWER, NO_MACHINE, host, scene
 from tests.tasks.memory_board import MemoryBoard, row
@@ -184,8 +185,26 @@ def test_of_two_pods_the_newest_is_kept_and_the_other_given_back() -> None:
     for number in (1, 2):
         pod = living(f"ts-r-sft-a{number}")
         here.market.listed[pod.id] = pod
+        here.board.rows.append(row(pod.name, pod.id))
     assert living_pod(here.run).name == "ts-r-sft-a2"  # type: ignore[union-attr]
     assert here.market.released == [NAME] and here.board.hosts == {}
+
+
+def test_a_pod_that_another_prefect_api_rented_for_a_run_of_the_same_id_is_never_touched() -> None:
+    here = scene(host(1))
+    here.market.listed[f"id-{NAME}"] = living()
+    with pytest.raises(Refused, match=f"{NAME}.*another one steers.*--run-id"):
+        provision(here.run, ["sft"])
+    release_pods.fn(here.run, None)
+    assert here.market.orders == [] and [pod.name for pod in here.market.pods()] == [NAME]
+
+
+def test_a_pod_that_appears_late_under_a_name_of_ours_is_adopted() -> None:
+    here = scene(
+        host(1), board=MemoryBoard(rows=[row(NAME, None, state="REFUSED", ended_at="2030-01-01T00:00:00+00:00")])
+    )
+    here.market.listed[f"id-{NAME}"] = living()
+    assert provision(here.run, ["sft"]).name == NAME
 
 
 def test_nothing_is_rented_when_the_intent_cannot_be_written_down() -> None:

@@ -21,6 +21,8 @@ def pod(name: str, pod_id: str = "1") -> PodRow:
 def test_a_prefect_server_that_is_gone_does_not_keep_a_pod_from_being_given_back() -> None:
     here = scene(host(1))
     here.market.listed = {"1": pod("ts-r-sft-a1"), "2": pod("ts-r-x-sft-a1", "2")}
+    here.board.rows = [row("ts-r-sft-a1", "1")]
+    here.run.ledger.rows()  # as the run read it when it began
     here.board.down = True
     release(here.run, None)
     assert here.market.released == ["ts-r-sft-a1"]

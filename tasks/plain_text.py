@@ -1,0 +1,13 @@
+"""Text that came from a pod, made fit for a person's terminal: a pod is a stranger's machine.
+
+Control characters could retitle or repaint the terminal, and rich's markup could break a table.
+"""
+
+import re
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+def plain(text: str) -> str:
+    """The text without control characters; line ends and tabs stay."""
+    return _CONTROL.sub("", text)
