@@ -5,6 +5,7 @@ the world from outside: through the command line, Prefect's API, Lium's API, the
 """
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -115,7 +116,8 @@ class World:
     def pod_rows(self, run_id: str, *, removed: bool = False) -> list[dict[str, Any]]:
         """This run's pods on the emulator, past the listing: that may be asked 60 times a minute, by the run alone."""
         rows = httpx.get(f"{self.control}/pods", timeout=20).json()
-        return [r for r in rows if r["pod_name"].startswith(f"ts-{run_id}-") and (removed or not r["removed"])]
+        mine = re.compile(rf"ts-{re.escape(run_id)}-(sft|rl|sftrl)-a\d+")
+        return [row for row in rows if mine.fullmatch(row["pod_name"]) and (removed or not row["removed"])]
 
     @property
     def control(self) -> str:

@@ -127,3 +127,12 @@ def test_a_duty_that_raises_ends_and_is_noted() -> None:
     process.duty("broken", lambda: 1 / 0)
     process.sleep(10.0)
     assert process.dead_duties == ["broken: ZeroDivisionError: division by zero"]
+
+
+def test_the_shortest_sleep_lets_time_pass() -> None:
+    clock = VirtualClock()
+    process = Process(clock)
+    for sleeper in (clock, process):
+        before = clock.now()
+        sleeper.sleep(1e-13)
+        assert clock.now() > before

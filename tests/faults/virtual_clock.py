@@ -13,7 +13,7 @@ from heapq import heappop, heappush
 from plugins.lium.clock import Duty
 
 START = 1_800_000_000.0
-LEAST_PAUSE_S = 0.001  # a duty that asks for no pause must not stop time
+LEAST_PAUSE_S = 0.001  # whoever asks for no pause, or for less than a float can tell, must not stop time
 MOST_CALLS = 400_000  # far more than the longest run needs: a loop that never sleeps would hang the suite
 
 
@@ -52,7 +52,7 @@ class VirtualClock:
 
     def sleep(self, seconds: float, wake: threading.Event | None = None) -> None:
         """Let time pass, at most until `wake` is set."""
-        self.advance(self._now + max(0.0, seconds), wake.is_set if wake else None)
+        self.advance(self._now + max(LEAST_PAUSE_S, seconds), wake.is_set if wake else None)
 
     def advance(self, end: float, stop: Callable[[], bool] | None = None) -> None:
         """Run all events until `end`, or until `stop()` is true after one of them (then time stands there)."""
@@ -173,7 +173,7 @@ class Process:
         """Let time pass, at most until `wake` is set. Raises Killed, and KeyboardInterrupt in the main line."""
         self.check()
         clock, heap = self._clock, self._clock._heap
-        end = clock._now + max(0.0, seconds)
+        end = clock._now + max(LEAST_PAUSE_S, seconds)
         if not (heap and heap[0][0] <= end):
             if wake is None or not wake.is_set():
                 clock._now = end
