@@ -171,13 +171,14 @@ class Watch:
     def _unsteered_h(self, pod: SimPod) -> float:
         """How long this pod can have lived without anybody, in hours.
 
-        At boot Lium sets the end that came with the rent, which is an hour away or more, over any end set before; where
-        nobody was there any more, that end was its dead-man switch.
+        At boot Lium sets the end that came with the rent, which is an hour away or more, over any end set before; until
+        somebody pushes it again, that end is its dead-man switch.
         """
-        hours, dead_man_h = pod.termination_hours, self._world.plan.dead_man_minutes / 60
-        if hours and pod.running_at is not None and pod.removal_at == pod.running_at + hours * HOUR:
-            return max(hours, dead_man_h)
-        return dead_man_h
+        dead_man_h = self._world.plan.dead_man_minutes / 60
+        if pod.termination_hours is None or pod.running_at is None:
+            return dead_man_h
+        alone_until = pod.pushed_at or pod.ended_at or self._world.clock.now()
+        return max(dead_man_h, min(pod.termination_hours, (alone_until - pod.running_at) / HOUR))
 
     def _check_alone(self, pod: SimPod) -> None:
         others = [other.name for other in self._own() if other.ours and other is not pod]

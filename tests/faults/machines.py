@@ -37,6 +37,7 @@ class SimPod:
     """A rented container. Prices in USD per hour for the whole pod; times are epoch seconds.
 
     listed_from: when the listing first shows it; the look-up knows it at once. cut_at: since when its network is gone.
+    pushed_at: when somebody first set its end after its boot.
     worker_at: from when its Prefect worker is online. charged_from, handed_on_at: the part of its life that the run
     pays, when it was taken over from an earlier run or left to the next.
     """
@@ -57,6 +58,7 @@ class SimPod:
     ended_at: float | None = None
     removed_at: float | None = None
     removal_at: float | None = None
+    pushed_at: float | None = None
     close_reason: str | None = None
     cut_at: float | None = None
     version: int = 0

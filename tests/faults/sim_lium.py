@@ -200,6 +200,8 @@ class SimLium(Wire):
         self._world.watch.touched(pod, "extended")
         if time is None or time.timestamp() <= self._world.clock.now():
             raise LiumError("API error 400: removal_scheduled_at is in the past")
+        if pod.running_at is not None and pod.pushed_at is None:
+            pod.pushed_at = self._world.clock.now()
         self._world.market.schedule_end(pod, time.timestamp())
         return {"success": True}
 
