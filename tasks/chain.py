@@ -227,12 +227,22 @@ class _Chain:
                 self._attempt.cancel(last_sync_s)
             elif self._attempt is not None:
                 run.log("WARNING Prefect does not answer: the pods are given back without waiting for the stage")
-            if keep_warm and self._pod is not None and run.recipe.pod.keep_warm_minutes:
-                self._cost = hold_warm(run, self._pod)
-            else:
+            self._cost = self._held_warm() if keep_warm else None
+            if self._cost is None:
                 self._cost = self._verbs.release(run, self._pod)
             self._settle()
             return self._cost
+
+    def _held_warm(self) -> float | None:
+        """What the run cost when its pod is left to the next one; None when it is to be given back."""
+        run = self._run
+        if self._pod is None or not run.recipe.pod.keep_warm_minutes:
+            return None
+        try:
+            return hold_warm(run, self._pod)
+        except ControlPlaneError as error:
+            run.log(f"WARNING the pod could not be held warm, so it is given back: {error}")
+            return None
 
     def _settle(self) -> None:
         """No attempt may look alive once the pods are gone: one cut off while it was submitted has nobody else."""

@@ -106,7 +106,13 @@ class PodLedger:
             "rented_at": self._time(intent.at),
             "intent": asdict(intent),
         }
-        self._write([*self._fresh(), row])
+        rows = [*self._fresh(), row]
+        self._board.write_ledger(rows)
+        self._rows = rows  # not before: an intent that is not written down must never be asked about, let alone sent
+
+    def refresh(self) -> None:
+        """Read the ledger now. Raises ControlPlaneError: whoever rents next must know what was rented before."""
+        self._fresh()
 
     def unsettled(self) -> list[Intent]:
         """Rents of which it is not known what became of them."""
@@ -122,7 +128,7 @@ class PodLedger:
         if pod.price_per_hour is not None:
             known["price_per_hour"] = pod.price_per_hour
         if any(row["name"] == pod.name and row["ended_at"] is None for row in self._fresh()):
-            self._change(pod.name, **known)
+            self._change(pod.name, **known, **self._rented_later(pod))
         else:
             self._write([*self._rows, self._found(pod)])
 
@@ -161,6 +167,13 @@ class PodLedger:
         """Number for the next pod: one more than the highest in the ledger and in Lium's listing of the run's pods."""
         names = [row["name"] for row in self.rows()] + [pod.name for pod in listed]
         return 1 + max(map(pod_number, names), default=0)
+
+    def _rented_later(self, pod: PodRow) -> Row:
+        """A rent whose outcome was asked for later may have happened only then: it costs from that moment."""
+        row = next(row for row in self._rows if row["name"] == pod.name and row["ended_at"] is None)
+        if row["state"] != INTENT or pod.created_at is None or pod.created_at.timestamp() <= _epoch(row["rented_at"]):
+            return {}
+        return {"rented_at": pod.created_at.isoformat()}
 
     def _close(self, row: Row, account: LiumAccount, why: str, state: str) -> None:
         try:

@@ -95,6 +95,7 @@ def living_pod(run: Run) -> PodRow | None:
 
     Of several (there should be none) the newest is kept and the others are given back. Raises ControlPlaneError.
     """
+    run.ledger.refresh()
     for intent in run.ledger.unsettled():
         run.log(f"asking Lium what became of the rent of pod {intent.name}")
         found = run.account.settle(intent)

@@ -40,6 +40,8 @@ def release_pods(run: Run, link: PodLink | None) -> float:
     ours = {pod.name: {pod.id} for pod in pods_of(run.account, run.run_id) if pod.name in mine}
     for row in run.ledger.open():
         ours.setdefault(row["name"], set()).add(row["id"])
+    for name, pod_id in _claimed(run):
+        ours.setdefault(name, set()).add(pod_id)
     for pod in strays.values():
         if pod is not None:
             ours.setdefault(pod.name, set()).add(pod.id)
@@ -56,6 +58,16 @@ def release_pods(run: Run, link: PodLink | None) -> float:
     except ControlPlaneError as error:
         run.log(f"WARNING the pods are given back, but it could not be noted: {error}")
     return run.money().spent
+
+
+def _claimed(run: Run) -> list[tuple[str, str]]:
+    """Warm pods that this run claimed, also when it was cut off before it wrote that down."""
+    if not run.board.answers():
+        return []
+    try:
+        return [(warm.name, warm.pod_id) for warm in run.board.warm_pods() if warm.claimed_by == run.run_id]
+    except ControlPlaneError:
+        return []
 
 
 def _write_down(run: Run, strays: dict[str, PodRow | None], names: list[str]) -> None:

@@ -137,6 +137,8 @@ class Attempt:
             self.run.log(f"WARNING pod {self.pod.name}: {error}")
         if self._now() - self._started <= CLAIM_S:
             return None
+        if self.run.board.attempt(self.record.id).state not in UNCLAIMED:
+            return None  # claimed while SSH kept us waiting
         self.problem = f"no worker took it within {CLAIM_S:.0f} s"
         self.pod.shut_out()
         self._force_crashed()

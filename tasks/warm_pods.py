@@ -46,7 +46,8 @@ def hold_warm(run: Run, link: PodLink) -> float:
 def take_warm(run: Run) -> PodRow | None:
     """Take over a warm pod that fits the recipe, or None."""
     for warm in run.board.warm_pods():
-        if not _fits(run, warm) or not run.board.claim_warm(warm.name):
+        ours = warm.claimed_by == run.run_id  # claimed by an earlier process of this run, which did not get further
+        if not ours and not (_fits(run, warm) and run.board.claim_warm(warm.name)):
             continue
         row = run.account.look_up(warm.pod_id)
         if row is None or row.terminal:
@@ -68,7 +69,7 @@ def _fits(run: Run, warm: WarmPod) -> bool:
     pod = run.recipe.pod
     ceiling = pod.max_price_per_gpu_hour
     return (
-        warm.claimed_by in (None, run.run_id)
+        warm.claimed_by is None
         and warm.until - run.clock.now() > WORTH_TAKING_S
         and warm.start == start_of(run)
         and warm.gpu_count == pod.gpu_count

@@ -38,6 +38,21 @@ def test_no_invariant_is_breached_in_random_fault_schedules(first: int) -> None:
         assert outcome.violations == (), f"SCHEDULES=1 SEED={seed} python -m tests.faults"
 
 
+FOUND = {
+    21443: "an intent that could not be written down was asked about, and so rented",
+    20929: "the same, and nobody was left to give it back",
+    10681: "a pod that could not be held warm was left to its dead-man end",
+    22037: "the same",
+    22095: "an attempt was called unclaimed while SSH kept us from looking",
+    21945: "a pod rented by a late replay was charged from its intent",
+}
+
+
+@pytest.mark.parametrize("seed", FOUND, ids=FOUND.get)
+def test_what_a_schedule_once_found_is_not_there_any_more(seed: int) -> None:
+    assert run(schedule(seed)).violations == ()
+
+
 def test_a_calm_run_rents_one_pod_and_completes() -> None:
     outcome = run(calm())
     assert (outcome.endings, outcome.rents, outcome.violations) == (("COMPLETED",), 1, ())
