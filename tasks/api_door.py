@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from blocks.recipe import Recipe, home
 from plugins.gateway.service import Gateway
-from plugins.gateway.tokens import load_key, mint
+from plugins.gateway.tokens import auth_string, load_key, mint
 from plugins.lium.pods import PodRow
 from plugins.lium.tunnel import PodConnection
 from tasks.stage_contract import WORK_POOL
@@ -53,7 +53,7 @@ class ApiDoor:
         """What the pod's processes need to reach the API. It holds the pod's token."""
         return {
             "PREFECT_API_URL": api_url,
-            "PREFECT_API_AUTH_STRING": f"{row.name}:{mint(self._key, row.name, row.id)}",
+            "PREFECT_API_AUTH_STRING": auth_string(row.name, mint(self._key, row.name, row.id)),
         }
 
     def shut(self, pod: str) -> None:

@@ -95,7 +95,7 @@ def _late(check: Check, patience_s: float) -> Finding:
 def _look(number: int, check: Check, found: dict[int, list[Finding]]) -> None:
     try:
         found[number] = check.look()
-    except Exception as error:
+    except Exception as error:  # a check that fails is a finding, the others go on
         words = f"the check itself failed: {type(error).__name__}: {' '.join(str(error).split())}"
         remedy = "this is a mistake in trainstack: please report it"
         found[number] = [Finding(check.what, False, words, remedy, needed_for=check.needed_for)]

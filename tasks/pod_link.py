@@ -110,7 +110,7 @@ def open_link(run: Run, row: PodRow, door: ApiDoor) -> SshLink:
             raise PodLost(f"SSH does not answer: {error}") from error
         check_store_is_shared(run, connection)
         return SshLink(run, row, connection, door)
-    except BaseException:
+    except BaseException:  # also Ctrl-C: its thread must not stay
         connection.close()
         raise
 

@@ -39,7 +39,7 @@ def boundary(what: str) -> Iterator[None]:
         yield
     except TrainstackError:
         raise
-    except Exception as error:
+    except Exception as error:  # the SDK raises its own tree, requests' and plain Python errors
         raise convert(error, what) from error
 
 

@@ -84,7 +84,7 @@ def _answer(found: dict[str, dict[str, str]], name: str, probe: Callable[[], str
         found[name] = {"text": probe()}
     except Problem as problem:
         found[name] = {"problem": str(problem)}
-    except Exception as error:
+    except Exception as error:  # one probe that fails must not take the others with it
         found[name] = {"problem": f"{type(error).__name__}: {error}"}
 
 

@@ -28,7 +28,7 @@ def engine() -> list[Finding]:
             version, info = str(client.version().get("Version", "?")), client.info()
         finally:
             client.close()
-    except Exception as error:
+    except Exception as error:  # docker, requests and sockets each raise their own
         where = f" at {os.environ['DOCKER_HOST']}" if os.environ.get("DOCKER_HOST") else ""
         denied = "permission" in str(error).lower()
         words = f"no answer{where}" if not denied else f"you may not use the engine{where}"

@@ -64,7 +64,7 @@ def look(recipe: Recipe | None = None, now: Callable[[], float] = time.time) -> 
         return [Finding(KEY, True, "not needed: the recipe rents from the emulator", needed_for="renting")]
     try:
         key = find_key(recipe)
-    except Exception as error:
+    except Exception as error:  # a block of Prefect may be asked for, which raises what its client raises
         words = str(error) if isinstance(error, UserError) else f"cannot be read ({type(error).__name__})"
         return [_no(KEY, words, "put it right, or set LIUM_API_KEY"), *_not_tried("no key")]
     if key is None:
@@ -82,7 +82,7 @@ def _ask(key: FoundKey, url: str, recipe: Recipe | None, now: Callable[[], float
     try:
         answer = lium._request("GET", "/users/me", retry=False, timeout=(CONNECT_S, ANSWER_S))
         account = answer.json()
-    except Exception as error:
+    except Exception as error:  # sorted out by `_refused`
         return [_refused(error, key, url), *_not_tried("see the key")]
     answered_s = now()
     most_s = recipe.pod.preflight.max_clock_skew_s if recipe else PodSection().preflight.max_clock_skew_s

@@ -140,7 +140,7 @@ class Pods:
         container = await pod_process.start(pod.id, files, env, mode=self.settings.mode)
         try:
             listener = await ssh_server.listen(container, pod.public_keys, pod.ssh_port)
-        except BaseException:
+        except BaseException:  # also a cancel: no process may stay
             await container.end()
             raise
         pod.ssh_port = listener.port
