@@ -19,7 +19,8 @@ from plugins.errors import StoreError, TornCheckpoint, UserError
 from plugins.slime import layout
 
 Sink = Callable[[str, int, memoryview], None]
-"""Gets path, offset in bytes and the bytes; the view is valid during the call only. Called from several threads."""
+"""Gets path, offset in bytes and the bytes, in order; an empty chunk ends the file. The view is valid during the call
+only. Called from several threads, one a file."""
 
 _Stats = dict[Path, tuple[int, int, int, int]]
 
@@ -60,6 +61,8 @@ def seal(
         name = path.as_posix()
         each = (lambda offset, chunk: sink(name, offset, chunk)) if sink else None
         size_bytes, digest = hash_file(save_dir / path, stop, each)
+        if sink:
+            sink(name, size_bytes, memoryview(b""))
         return FileEntry(path=name, size_bytes=size_bytes, sha256=digest)
 
     try:

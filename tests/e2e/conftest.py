@@ -5,6 +5,8 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,6 +32,18 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     finally:
         made.cli("down")
         assert not [pid for pid in pids_with(f"TRAINSTACK_DIR={env['TRAINSTACK_DIR']}") if pid != os.getpid()]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
+    """A failure shows what the processes that its test started have printed, and this run's processes."""
+    report = yield
+    started = getattr(item, "funcargs", {}).get("started")
+    if report.when == "call" and report.failed and started is not None:
+        for log in item.funcargs["world"].logs[-len(started) :]:
+            report.sections.append((f"end of {log.name}", log.read_text(errors="replace")[-6000:]))
+        report.sections.append(("load", Path("/proc/loadavg").read_text()))
+    return report
 
 
 @pytest.fixture

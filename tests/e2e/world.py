@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +63,8 @@ class World:
     env: dict[str, str]
     api: str
     lium: str
+    logs: list[Path] = field(default_factory=list)
+    """What `start` writes to, oldest first."""
 
     def cli(self, *words: str, timeout_s: float = 240) -> subprocess.CompletedProcess[str]:
         """Run `trainstack WORDS` to its end."""
@@ -73,11 +75,14 @@ class World:
 
     def start(self, *words: str) -> subprocess.Popen[bytes]:
         """Start `trainstack WORDS`, its output in a log of its own."""
-        log = (self.folder / f"cli-{time.monotonic_ns()}.log").open("wb")
+        log = self.folder / f"cli-{time.monotonic_ns()}.log"
         argv = [sys.executable, "-m", "flows.cli", *words]
-        return subprocess.Popen(
-            argv, env=self.env, cwd=self.folder, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
-        )
+        with log.open("wb") as out:
+            process = subprocess.Popen(
+                argv, env=self.env, cwd=self.folder, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
+            )
+        self.logs.append(log)
+        return process
 
     def recipe(self, name: str, **changes: Any) -> Path:
         """Write a small recipe: 12 SFT iterations, a checkpoint every 4."""

@@ -11,7 +11,26 @@ from plugins.checkpoints.disk import Progress
 from plugins.checkpoints.landing import Only
 from plugins.checkpoints.manifest import Manifest
 
-__all__ = ["CheckpointStore"]
+__all__ = ["CheckpointStore", "Upload"]
+
+
+class Upload(Protocol):
+    """A checkpoint on its way into a store while it is being hashed, so that its files are read once.
+
+    Nothing is visible before `publish`. Either that or `abandon` ends it; both return as well when called again.
+    """
+
+    def feed(self, path: str, offset: int, chunk: memoryview) -> None:
+        """Take bytes of one file, in order, one thread a file, several files at once. An empty chunk ends the file.
+
+        The view is valid during the call only. Raises StoreError; the upload is then of no use but to be abandoned.
+        """
+
+    def publish(self, manifest: Manifest, save_dir: Path) -> str:
+        """Make it visible; return its URI. A file that was not fed whole is read from `save_dir`. See `put`."""
+
+    def abandon(self) -> None:
+        """Remove what was sent. Never raises."""
 
 
 class CheckpointStore(Protocol):
@@ -44,6 +63,14 @@ class CheckpointStore(Protocol):
         Raises:
             Fenced: the manifest's token is older than the store knows; nothing became visible.
             TornCheckpoint: a file is no longer what was sealed; nothing became visible.
+        """
+
+    def begin(
+        self, run_id: str, stage: str, iteration: int, token: int, progress: Progress | None = None
+    ) -> Upload | None:
+        """Begin to store a checkpoint that is about to be sealed; None: this store reads the files itself, by `put`.
+
+        Raises Fenced.
         """
 
     def latest(self, run_id: str, stage: str) -> Manifest | None:
