@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from tests.e2e.world import World, pids_with
@@ -55,3 +56,6 @@ def started(world: World) -> Iterator[list[subprocess.Popen[bytes]]]:
         if process.poll() is None:
             process.send_signal(signal.SIGKILL)
         process.wait(timeout=30)
+    for row in httpx.get(f"{world.control}/pods", timeout=20).json() if processes else ():
+        if not row["removed"]:  # what a failed test leaves training would slow down all that follow
+            httpx.post(f"{world.control}/pods/{row['id']}/kill", json={"how": "vanish"}, timeout=30)

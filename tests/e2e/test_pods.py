@@ -21,7 +21,7 @@ from tests.e2e.world import ANY_DISK, KEY, ROOT, World, command_of, eventually, 
 pytestmark = pytest.mark.e2e
 Started = list[subprocess.Popen[bytes]]
 DATA = str(ROOT / "deployments" / "recipes" / "data" / "demo_sft.jsonl")
-POD = {"gpu": "H200", "max_price_per_gpu_hour": 9.0, "budget_usd": 9.0, "preflight": ANY_DISK}
+POD = {"gpu": "H200", "max_price_per_gpu_hour": 9.0, "budget_usd": 9.0, "preflight": ANY_DISK, "bad_host_hours": 0}
 SLOW = {"data": DATA, "num_rollout": 40, "save_interval": 4, "args": {"rollout-batch-size": 4, "lr": 0.003}}
 
 

@@ -92,7 +92,14 @@ class World:
             "name": "small",
             "seed": 7,
             "lium": {"base_url": "emulator"},
-            "pod": {"gpu": "H200", "max_price_per_gpu_hour": 9.0, "budget_usd": 9.0, "preflight": ANY_DISK},
+            # No rest for hosts: all tests of a world share two, and what one test loses another needs.
+            "pod": {
+                "gpu": "H200",
+                "max_price_per_gpu_hour": 9.0,
+                "budget_usd": 9.0,
+                "preflight": ANY_DISK,
+                "bad_host_hours": 0,
+            },
             "trainer": {"kind": "tinyslime"},
             "model": {"args": shape},
             "sft": {
