@@ -16,7 +16,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, FiniteFloat, ValidationError, model_validator
 
 from plugins.checkpoints.disk import Progress, hash_file, in_parallel, sha256_of
 from plugins.errors import StoreError, TornCheckpoint, UserError
@@ -60,6 +60,7 @@ class Manifest(BaseModel):
     created_at: AwareDatetime = Field(default_factory=lambda: datetime.now(UTC))
     versions: dict[str, str] = Field(default_factory=dict)
     lineage: dict[str, Any] = Field(default_factory=dict)
+    metrics: dict[str, FiniteFloat] = Field(default_factory=dict, description="figures of this iteration: loss, reward")
 
     @model_validator(mode="after")
     def _files_belong_to_the_iteration(self) -> "Manifest":

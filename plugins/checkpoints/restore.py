@@ -42,6 +42,8 @@ def restore(
     disk.make_folder(save_dir)
     clear_unfinished(save_dir, disk)
     stored = store.list(run_id, stage)
+    # A store that was silent for a while may still hold the line of an attempt that another one has left behind.
+    stored = [manifest for manifest in stored if not _superseded(manifest, stored)]
     local = [manifest for manifest in _sealed_here(save_dir, run_id, stage) if not _superseded(manifest, stored)]
     candidates = stored + [manifest for manifest in local if manifest.files not in {other.files for other in stored}]
     for manifest in sorted(candidates, key=lambda one: (one.iteration, one.token), reverse=True):

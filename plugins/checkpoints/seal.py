@@ -36,6 +36,7 @@ def seal(
     kind: layout.Kind = "slime",
     parent: str | None = None,
     lineage: Mapping[str, Any] | None = None,
+    metrics: Mapping[str, float] | None = None,
     dataset_state: bool = True,
     export: bool = False,
     sink: Sink | None = None,
@@ -78,6 +79,7 @@ def seal(
             files=tuple(files),
             versions=_versions(),
             lineage=dict(lineage or {}),
+            metrics=dict(metrics or {}),
         )
         text = manifest.to_json()
     except ValueError as error:  # pydantic's: a file name or a lineage that JSON cannot hold

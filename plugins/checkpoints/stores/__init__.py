@@ -11,7 +11,12 @@ from plugins.checkpoints.disk import Progress
 from plugins.checkpoints.landing import Only
 from plugins.checkpoints.manifest import Manifest
 
-__all__ = ["CheckpointStore", "Upload"]
+__all__ = ["CheckpointStore", "Upload", "seen_from_afar"]
+
+
+def seen_from_afar(uri: str) -> bool:
+    """Whether a store can be read where the pod is not: a Lium volume hangs on one pod at a time."""
+    return not uri.startswith("volume:")
 
 
 class Upload(Protocol):

@@ -9,13 +9,17 @@ import contextlib
 import os
 import secrets
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 from plugins.checkpoints.disk import WORKERS, Disk, Progress, in_parallel
 from plugins.checkpoints.landing import Only, land
 from plugins.checkpoints.manifest import FileEntry, Manifest, check_entry, check_names, check_sizes, verify_files
+from plugins.checkpoints.stores import Upload
+from plugins.checkpoints.stores.folder_upload import FolderUpload
 from plugins.checkpoints.stores.shelf import Shelf
 from plugins.errors import StoreError, TornCheckpoint
+from plugins.slime import layout
 
 
 class FolderStore:
@@ -62,17 +66,46 @@ class FolderStore:
                 if progress:
                     progress(manifest.size_bytes)
                 return self.uri_of(manifest)
-            staging, held = shelf.open_staging(manifest)
+            staging, held = shelf.open_staging(manifest.name)
         try:
-            self._copy_in(manifest, save_dir, staging, progress)
-            with shelf.locked():
-                shelf.claim(manifest.token)
-                shelf.publish(manifest, staging)
+            return self.publish_staging(manifest, save_dir, staging, progress)
         finally:
-            with contextlib.suppress(StoreError):
-                self._disk.remove(staging)
-            os.close(held)
+            self.remove_staging(staging, held)
+
+    def begin(
+        self, run_id: str, stage: str, iteration: int, token: int, progress: Progress | None = None
+    ) -> Upload | None:
+        """See `CheckpointStore.begin`. None as well when the iteration is there: `put` may have nothing to copy."""
+        shelf = self._shelf(run_id, stage)
+        with shelf.locked():
+            shelf.claim(token)
+            if iteration in (manifest.iteration for manifest, _ in shelf.manifests()):
+                return None
+            shelf.clear_abandoned()
+            staging, held = shelf.open_staging(layout.iteration_dir(Path(), iteration).name)
+        return FolderUpload(self, (run_id, stage, iteration, token), staging, held, progress)
+
+    def publish_staging(
+        self,
+        manifest: Manifest,
+        save_dir: Path,
+        staging: Path,
+        progress: Progress | None,
+        fed: Callable[[FileEntry], bool] = lambda _entry: False,
+    ) -> str:
+        """Copy into `staging` what was not fed to it, and make it visible; return the URI. See `put`."""
+        shelf = self._shelf(manifest.run_id, manifest.stage)
+        self._copy_in(manifest, save_dir, staging, progress, fed)
+        with shelf.locked():
+            shelf.claim(manifest.token)
+            shelf.publish(manifest, staging)
         return self.uri_of(manifest)
+
+    def remove_staging(self, staging: Path, held: int) -> None:
+        """Remove a staging folder if it is there still, and let go of it."""
+        with contextlib.suppress(StoreError):
+            self._disk.remove(staging)
+        os.close(held)
 
     def latest(self, run_id: str, stage: str) -> Manifest | None:
         """See `CheckpointStore.latest`."""
@@ -129,16 +162,25 @@ class FolderStore:
         same = (place == there and one.files == manifest.files for one, place in shelf.manifests())
         return any(same) and shelf.is_whole(manifest, there)
 
-    def _copy_in(self, manifest: Manifest, save_dir: Path, staging: Path, progress: Progress | None) -> None:
+    def _copy_in(
+        self,
+        manifest: Manifest,
+        save_dir: Path,
+        staging: Path,
+        progress: Progress | None,
+        fed: Callable[[FileEntry], bool],
+    ) -> None:
+        wanted = [entry for entry in manifest.files if not fed(entry)]
         check_sizes(save_dir, manifest)
         for folder in sorted({(staging / entry.path).parent for entry in manifest.files}):
             self._disk.make_folder(folder)
 
         def copy(entry: FileEntry, stop: threading.Event) -> None:
-            source = save_dir / entry.path
-            check_entry(source, entry, self._disk.copy(source, staging / entry.path, stop, progress))
+            source, target = save_dir / entry.path, staging / entry.path
+            self._disk.remove(target)  # half of it may have been fed, or copied by a try before
+            check_entry(source, entry, self._disk.copy(source, target, stop, progress))
 
-        in_parallel(copy, manifest.files, self._workers)
+        in_parallel(copy, wanted, self._workers)
         check_sizes(staging, manifest)
         self._disk.write(staging / "manifest.json", manifest.to_json())
         self._disk.sync(staging)

@@ -97,9 +97,9 @@ class Shelf:
             return False
         return True
 
-    def open_staging(self, manifest: Manifest) -> tuple[Path, int]:
+    def open_staging(self, name: str) -> tuple[Path, int]:
         """A new empty folder for a copy, and a file descriptor that marks it as alive until it is closed."""
-        path = self.folder / INCOMING / f"{manifest.name}-{secrets.token_hex(4)}"
+        path = self.folder / INCOMING / f"{name}-{secrets.token_hex(4)}"
         self._disk.make_folder(path)
         with disk_errors(path, "lock"):
             fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

@@ -419,7 +419,7 @@ def test_a_home_path_is_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 @pytest.mark.parametrize(
-    "uri", ["", "folder:", "folder:relative/path", "folder://host/x", "s3://bucket/x", "hub://user/repo", "volume:/mnt"]
+    "uri", ["", "folder:", "folder:relative/path", "folder://host/x", "gs://bucket/x", "ftp:/x", "volume:relative"]
 )
 def test_an_unknown_store_is_the_users_error_and_names_what_exists(uri: str) -> None:
     with pytest.raises(UserError, match="folder:/absolute/path"):

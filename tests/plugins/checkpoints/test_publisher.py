@@ -36,6 +36,9 @@ class Gated(FolderStore):
         super().__init__(root)
         self.gate, self.came = threading.Event(), []
 
+    def begin(self, run_id, stage, iteration, token, progress=None) -> None:
+        return None
+
     def put(self, manifest: Manifest, save_dir: Path, progress=None) -> str:
         self.came.append(manifest.iteration)
         assert self.gate.wait(LONG_S)
@@ -49,7 +52,7 @@ def publish(trainer) -> Iterator[Callable[..., Publisher]]:
     def make(store, *, run_id=RUN, token=1, keep=5, **settings) -> Publisher:
         origin = Origin(run_id, STAGE, token, token, "slime", export=settings.pop("export", False))
         settings = {"log": lambda _line: None, "first_pause_s": 0.01, **settings}
-        made.append(Publisher(store, trainer.save_dir, origin, keep=keep, **settings))
+        made.append(Publisher([store], trainer.save_dir, origin, keep=keep, **settings))
         return made[-1]
 
     yield make

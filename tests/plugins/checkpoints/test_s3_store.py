@@ -1,0 +1,453 @@
+"""What is special about S3: parts, cut uploads, endpoints without conditions, and what may be wrong with one."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from plugins.checkpoints.disk import sha256_of
+from plugins.checkpoints.seal import seal
+from plugins.checkpoints.stores.backend import Change, LostSwap, Source
+from plugins.checkpoints.stores.objects import ObjectStore
+from plugins.checkpoints.stores.open import open_store
+from plugins.checkpoints.stores.s3 import S3Backend
+from plugins.checkpoints.stores.s3_client import ANSWER_S, ATTEMPTS, CONNECT_S, S3Client, S3Place
+from plugins.checkpoints.stores.s3_feed import S3Feed
+from plugins.checkpoints.stores.s3_send import MIN_PART_BYTES, Arrived, begin_upload, part_size
+from plugins.errors import Fenced, StoreError, TornCheckpoint, UserError
+from plugins.slime import layout
+from tests.plugins.checkpoints.s3_server import Server, application, refusal, s3_server
+from tests.plugins.checkpoints.store_kits import RUN, STAGE, S3Kit
+
+SECRET = "wJalrXUtnFEMI-K7MDENG-secret"
+PART = 2048
+
+
+@pytest.fixture(autouse=True)
+def credentials(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "AKIAEXAMPLE")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+    monkeypatch.setenv("AWS_CONFIG_FILE", str(tmp_path / "no-config"))
+    monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", str(tmp_path / "no-credentials"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    yield application(True)
+    application(True).well()
+
+
+@pytest.fixture
+def kit(server: Server) -> S3Kit:
+    kit = S3Kit(s3_server(), part_bytes=PART, feed_part_bytes=PART)
+    server.well()
+    return kit
+
+
+def source(tmp_path: Path, content: bytes, key: str = "run-1/sft/iter_0000019.a1/x") -> Source:
+    path = tmp_path / "x"
+    path.write_bytes(content)
+    return Source(key, path, len(content), sha256_of(content))
+
+
+def change(*files: Source, drop: tuple[str, ...] = ()) -> Change:
+    return Change("a test", "run-1/sft/state.json", json.dumps({"n": time.monotonic_ns()}), None, files, drop=drop)
+
+
+def content(parts: float) -> bytes:
+    return os.urandom(int(parts * PART))
+
+
+def test_a_large_file_goes_in_parts_and_says_its_hash(kit, server, tmp_path) -> None:
+    for parts in (0, 0.5, 1, 1.5, 7, 20.25):
+        file = source(tmp_path, content(parts), f"run-1/sft/iter_0000019.a1/{parts}")
+        done: list[int] = []
+        kit.backend().publish(Change("t", f"{parts}/state.json", "{}", None, (file,)), done.append)
+        head = kit.client().head(file.key)
+        assert head and head["Metadata"] == {"sha256": file.sha256} and head["ContentLength"] == file.size_bytes
+        assert sum(done) == file.size_bytes
+        assert kit.backend().download(file.key, None, threading.Event()) == file.sha256
+    assert len([line for line in server.requests if line.startswith("PUT") and "partNumber" in line]) == 2 + 7 + 21
+
+
+def test_an_upload_that_was_cut_goes_on_where_it_was_cut(kit, server, tmp_path) -> None:
+    file, sent = source(tmp_path, content(12)), []
+
+    def cut(what: str) -> None:
+        sent.append(what)
+        if len([one for one in sent if one.startswith("upload_part")]) > 5:
+            raise StoreError("the pod is gone")
+
+    with pytest.raises(StoreError, match="pod is gone"):
+        kit.backend(cut).publish(change(file))
+    assert kit.client().head(file.key) is None
+    old = begin_upload(kit.client(), file.key)
+    time.sleep(1.1)  # S3 tells the second in which an upload began
+    kit.client().abort(file.key, old)
+    sent.clear()
+    done: list[int] = []
+    kit.backend(sent.append).publish(change(file), done.append)
+    assert len([one for one in sent if one.startswith("upload_part")]) == 12 - 5
+    assert sum(done) == file.size_bytes and not list(kit.client().uploads(""))
+    assert kit.backend().download(file.key, None, threading.Event()) == file.sha256
+
+
+def test_of_several_cut_uploads_the_older_ones_are_forgotten(kit, tmp_path) -> None:
+    file = source(tmp_path, content(3))
+    for _ in range(3):
+        begin_upload(kit.client(), file.key, file.sha256)
+    kit.backend().publish(change(file))
+    assert not list(kit.client().uploads(""))
+    assert kit.backend().download(file.key, None, threading.Event()) == file.sha256
+
+
+def test_a_cut_upload_of_other_bytes_is_not_mistaken(kit, tmp_path) -> None:
+    file = source(tmp_path, content(3))
+    begin_upload(kit.client(), file.key, "0" * 64)
+    with pytest.raises(StoreError, match="earlier upload got in the way: try again"):
+        kit.backend().publish(change(file))
+    kit.backend().publish(change(file))
+    head = kit.client().head(file.key)
+    assert head and head["Metadata"] == {"sha256": file.sha256}
+
+
+def test_a_file_that_changes_while_it_is_sent_leaves_no_upload(kit, tmp_path) -> None:
+    for parts in (0.5, 3):
+        file = source(tmp_path, content(parts))
+        file.path.write_bytes(content(parts))
+        with pytest.raises(TornCheckpoint, match="changed after it was sealed"):
+            kit.backend().publish(change(file))
+        assert kit.client().head(file.key) is None and not list(kit.client().uploads(""))
+
+
+def test_parts_are_large_enough_that_ten_thousand_hold_the_file() -> None:
+    assert part_size(0) == part_size(1) == part_size(10_000 * MIN_PART_BYTES) == MIN_PART_BYTES == 8 * 2**20
+    for size_bytes in (10_000 * MIN_PART_BYTES + 1, 10**12, 5 * 2**40):
+        assert -(-size_bytes // part_size(size_bytes)) <= 10_000
+        assert part_size(size_bytes) % 2**20 == 0
+
+
+def test_uploads_that_dead_writers_never_finished_go_at_the_next_put(kit, trainer) -> None:
+    kit.open().claim(RUN, STAGE, 1)
+    begin_upload(kit.client(), f"{RUN}/{STAGE}/iter_0000019.a1/iter_0000019/x")
+    begin_upload(kit.client(), f"{RUN}/{STAGE}/iter_0000019.a9/iter_0000019/x")
+    kit.open().put(trainer.sealed(39, attempt=2), trainer.save_dir)
+    assert [key for key, _ in kit.client().uploads("")] == [f"{RUN}/{STAGE}/iter_0000019.a9/iter_0000019/x"]
+
+
+@pytest.mark.parametrize("made_of", ["put", "feed"])
+def test_a_put_after_a_failure_sends_nothing_twice(server, trainer, made_of: str) -> None:
+    kit = S3Kit(s3_server(), part_bytes=64, feed_part_bytes=64)
+    sent: list[str] = []
+    down = [True]
+
+    def before(what: str) -> None:
+        sent.append(what)
+        if down[0] and what.startswith("put_object") and "manifest" in what:
+            raise StoreError("the network is down")
+
+    store = kit.open(before)  # the same one again: what was fed in parts, only the process that sent it can tell
+    trainer.save(19, export=True)
+    upload = store.begin(RUN, STAGE, 19, 1) if made_of == "feed" else None
+    who = {"run_id": RUN, "stage": STAGE, "attempt": 1, "token": 1}
+    manifest = seal(trainer.save_dir, 19, **who, export=True, sink=upload.feed if upload else None)
+    with pytest.raises(StoreError, match="network is down"):
+        upload.publish(manifest, trainer.save_dir) if upload else store.put(manifest, trainer.save_dir)
+    if upload:
+        upload.abandon()
+    assert any(what.startswith("upload_part") for what in sent)
+    down[0] = False
+    sent.clear()
+    store.put(manifest, trainer.save_dir)
+    assert not [what for what in sent if kit.sends_data(what)]
+    kit.open().verify(manifest)
+
+
+def test_a_file_that_grows_beyond_what_parts_can_hold_is_read_from_the_disk(kit, tmp_path) -> None:
+    file = source(tmp_path, content(7))
+    feed = S3Feed(kit.client(), Arrived(), None, part_bytes=PART, max_parts=3)
+    data = memoryview(file.path.read_bytes())
+    for offset in range(0, len(data), 1000):
+        feed.feed(file.key, offset, data[offset : offset + 1000])
+    feed.feed(file.key, len(data), memoryview(b""))
+    assert not feed.holds(file) and not list(kit.client().uploads(""))
+    kit.backend().publish(change(file), feed=feed)
+    assert kit.backend().download(file.key, None, threading.Event()) == file.sha256
+
+
+def test_a_feed_that_is_abandoned_leaves_neither_objects_nor_uploads(kit) -> None:
+    feed = kit.backend().begin()
+    for name, size in (("small", 10), ("large", 5 * PART)):
+        feed.feed(name, 0, memoryview(bytes(size)))
+        feed.feed(name, size, memoryview(b""))
+    feed.feed("unfinished", 0, memoryview(bytes(3 * PART)))
+    assert kit.names() == {"small", "large", "unfinished"}
+    feed.abandon()
+    assert kit.names() == set()
+
+
+def test_memory_is_bounded_whatever_the_size_of_a_file(kit, tmp_path) -> None:
+    """48 MiB in parts of 1 MiB, put, fed and fetched by a process of its own: the server's memory does not count."""
+    size_bytes = 48 * 2**20
+    with (tmp_path / "big").open("wb") as file:
+        for _ in range(48):
+            file.write(os.urandom(2**20))
+    program = f"""
+import hashlib, json, pathlib, sys, threading, tracemalloc
+from plugins.checkpoints.stores.backend import Change, Source
+from plugins.checkpoints.stores.s3 import S3Backend
+from plugins.checkpoints.stores.s3_client import S3Client, S3Place
+from plugins.checkpoints.stores.s3_send import Sender
+path = pathlib.Path({str(tmp_path / "big")!r})
+digest = hashlib.sha256(path.read_bytes()).hexdigest()
+client = S3Client(S3Place({kit.place.bucket!r}, "", {kit.place.endpoint!r}, "us-east-1"))
+backend = S3Backend(client, conditional=True, part_bytes=2**20, feed_part_bytes=2**20)
+client.head("warm-up")
+peaks = []
+def measure(act):
+    tracemalloc.start()
+    act()
+    peaks.append(tracemalloc.get_traced_memory()[1])
+    tracemalloc.stop()
+def feed():
+    feed, offset = backend.begin(), 0
+    with path.open("rb") as file:
+        while chunk := file.read(2**18):
+            feed.feed("fed", offset, memoryview(chunk))
+            offset += len(chunk)
+    feed.feed("fed", offset, memoryview(b""))
+measure(lambda: backend.publish(Change("t", "state.json", "{{}}", None, (Source("put", path, {size_bytes}, digest),))))
+measure(feed)
+measure(lambda: print(backend.download("put", pathlib.Path({str(tmp_path / "back")!r}), threading.Event()) == digest))
+print(json.dumps(peaks))
+"""
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, cwd=Path.cwd())
+    assert run.returncode == 0, run.stderr
+    good, peaks = run.stdout.splitlines()
+    assert good == "True"
+    assert all(peak < 16 * 2**20 for peak in json.loads(peaks)), peaks
+
+
+def test_a_download_that_breaks_off_goes_on_where_it_broke(server, tmp_path) -> None:
+    kit = S3Kit(s3_server())
+    file = source(tmp_path, os.urandom(3 * 2**20))
+    kit.backend().publish(change(file))
+    server.requests.clear()
+    breaks = [1_500_000, 700_000]
+    server.change = lambda method, path, body: (
+        body[: breaks.pop()] if method == "GET" and path.endswith("/x?") and breaks else body
+    )
+    done: list[int] = []
+    digest = kit.backend().download(file.key, tmp_path / "back", threading.Event(), done.append)
+    assert digest == file.sha256 == sha256_of((tmp_path / "back").read_bytes())
+    assert sum(done) == file.size_bytes and len(server.requests) == 3
+
+
+def test_a_download_that_always_breaks_off_ends_with_an_error(kit, server, tmp_path) -> None:
+    file = source(tmp_path, content(3))
+    kit.backend().publish(change(file))
+    server.change = lambda method, path, body: b"" if method == "GET" else body
+    with pytest.raises(StoreError, match=r"cannot be reached or does not answer|ended after"):
+        kit.backend().download(file.key, None, threading.Event())
+
+
+def test_a_key_that_is_not_there_is_a_torn_checkpoint(kit) -> None:
+    with pytest.raises(TornCheckpoint, match=r"some/prefix/nowhere: is missing from the store"):
+        kit.backend().download("nowhere", None, threading.Event())
+
+
+def test_the_check_proves_conditions_and_leaves_nothing(kit, server, caplog) -> None:
+    ObjectStore(S3Backend(kit.client())).check()
+    assert kit.names() == set() and not caplog.records
+    verbs = {line.split(" ")[0] for line in server.requests}
+    assert verbs >= {"PUT", "GET", "POST"}
+
+
+@pytest.mark.parametrize("how", ["ignores", "refuses", "refuses what is right"])
+def test_an_endpoint_without_conditions_is_found_out_and_said_once(trainer, server, caplog, how: str) -> None:
+    kit = S3Kit(s3_server(conditions=how != "ignores"), conditional=None)
+    if how == "refuses":
+        real = kit.boto
+
+        class Old:
+            def __getattr__(self, name: str):
+                return getattr(real, name)
+
+            def put_object(self, **arguments):
+                if {"IfMatch", "IfNoneMatch"} & set(arguments):
+                    from botocore.exceptions import ClientError
+
+                    raise ClientError({"Error": {"Code": "NotImplemented"}}, "PutObject")
+                return real.put_object(**arguments)
+
+        kit.boto = Old()
+    if how == "refuses what is right":
+        real = kit.boto
+
+        class Odd:
+            def __getattr__(self, name: str):
+                return getattr(real, name)
+
+            def put_object(self, **arguments):
+                return real.put_object(**{**arguments, **({"IfMatch": "'no'"} if "IfMatch" in arguments else {})})
+
+        kit.boto = Odd()
+    store = kit.open()
+    store.check()
+    store.claim(RUN, STAGE, 1)
+    store.put(trainer.sealed(19), trainer.save_dir)
+    assert len([one for one in caplog.records if "ignores conditions" in one.message]) == 1
+    kit.open().claim(RUN, STAGE, 2)
+    with pytest.raises(Fenced):
+        store.put(trainer.sealed(39), trainer.save_dir)
+    assert [manifest.iteration for manifest in kit.open().list(RUN, STAGE)] == [19]
+
+
+def test_without_conditions_an_overwritten_state_is_noticed(kit) -> None:
+    def overwrite(_s: float) -> None:
+        kit.client().put("run-1/sft/state.json", b'{"by": "another"}')
+
+    backend = S3Backend(kit.client(), conditional=False, sleep=overwrite)
+    with pytest.raises(LostSwap, match="overwritten by another writer"):
+        backend.publish(change())
+    with pytest.raises(LostSwap, match="changed since it was read"):
+        backend.publish(change())
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        (
+            refusal("NoSuchBucket", "404 Not Found"),
+            r"there is no bucket bucket-\w+ at http://127\.0\.0\.1:\d+: make it",
+        ),
+        (refusal("AccessDenied", "403 Forbidden"), "access denied: these credentials need s3:PutObject on bucket"),
+        (refusal("InvalidAccessKeyId", "403 Forbidden"), "does not accept these credentials"),
+        (refusal("SignatureDoesNotMatch", "403 Forbidden"), "does not accept these credentials"),
+        (refusal("ExpiredToken", "400 Bad Request"), "does not accept these credentials: are they expired"),
+        (refusal("RequestTimeTooSkewed", "403 Forbidden"), "the clock of this machine is wrong"),
+        (refusal("PermanentRedirect", "301 Moved"), r"is in another region: add \?region="),
+        (refusal("XMinioStorageFull", "507 Insufficient Storage"), "is full: free space there"),
+        (refusal("SlowDown", "503 Slow Down"), "is busy or failed: try again later"),
+        (refusal("SomethingNew", "418 Teapot"), r"it was refused \(SomethingNew\)"),
+    ],
+)
+def test_whatever_is_wrong_with_the_place_the_check_says_which_it_is(kit, server, answer, words: str) -> None:
+    server.instead = lambda _method, _path: answer
+    with pytest.raises(StoreError, match=words) as caught:
+        S3Backend(kit.client()).check()
+    assert str(caught.value).startswith(f"s3://{kit.place.bucket}/some/prefix/.probe-")
+    assert SECRET not in str(caught.value) and "AKIA" not in str(caught.value)
+    assert "secret-in-a-message" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("method", "mark", "right"),
+    [
+        ("GET", "probe-", "s3:GetObject"),
+        ("GET", "list-type", "s3:ListBucket"),
+        ("GET", "uploads", "s3:ListBucketMultipartUploads"),
+        ("POST", "delete", "s3:DeleteObject"),
+    ],
+)
+def test_the_check_names_the_right_that_is_missing(kit, server, method: str, mark: str, right: str) -> None:
+    server.instead = lambda verb, path: (
+        refusal("AccessDenied", "403 Forbidden")
+        if verb == method and (mark in path.partition("?")[mark != "probe-" and 2])
+        else None
+    )
+    with pytest.raises(StoreError, match=f"these credentials need {right} on bucket"):
+        S3Backend(kit.client()).check()
+
+
+def test_without_credentials_it_is_said_how_to_give_them(kit, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    with pytest.raises(StoreError, match=r"no credentials were found .*: set AWS_ACCESS_KEY_ID"):
+        S3Backend(S3Client(kit.place)).check()
+    monkeypatch.setenv("AWS_PROFILE", "nobody")
+    with pytest.raises(StoreError, match=r"no credentials were found .ProfileNotFound"):
+        S3Backend(S3Client(kit.place)).check()
+
+
+def test_an_endpoint_where_nobody_listens_is_an_error_at_once() -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    began = time.monotonic()
+    store = open_store(f"s3://bucket/x?endpoint=http://127.0.0.1:{port}&region=us-east-1")
+    with pytest.raises(StoreError, match=rf"http://127\.0\.0\.1:{port} cannot be reached or does not answer"):
+        store.check()
+    assert time.monotonic() - began < 20
+
+
+def test_an_endpoint_that_takes_the_call_and_never_answers_is_an_error_in_bounded_time() -> None:
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen(50)
+        place = S3Place("bucket", "x", f"http://127.0.0.1:{silent.getsockname()[1]}", "us-east-1")
+        began = time.monotonic()
+        with pytest.raises(StoreError, match="cannot be reached or does not answer"):
+            S3Backend(S3Client(place, answer_s=0.3, attempts=2)).check()
+        assert 0.6 <= time.monotonic() - began < 10
+    longest_pauses_s = 1 + 2  # botocore's standard retries wait up to 2**n seconds
+    assert ATTEMPTS * (CONNECT_S + ANSWER_S) + longest_pauses_s <= 63 and ATTEMPTS * ANSWER_S + longest_pauses_s < 60
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "s3://bucket",
+        "s3://bucket/deep/prefix",
+        "s3://bucket/p?endpoint=http://127.0.0.1:9000",
+        "s3://bucket/p?endpoint=https://minio.example&region=eu-west-1",
+    ],
+)
+def test_a_uri_opens_and_opens_again(uri: str, trainer) -> None:
+    store = open_store(uri)
+    assert store.uri == uri == open_store(store.uri).uri
+    place, mark, query = uri.partition("?")
+    assert store.uri_of(trainer.sealed(19)) == f"{place}/run-1/sft/iter_0000019{mark}{query}"
+
+
+@pytest.mark.parametrize(
+    ("uri", "words"),
+    [
+        ("s3://AKIAX:topsecret@bucket/x", "holds credentials"),
+        ("s3://bucket/x?aws_secret_access_key=topsecret", "holds credentials"),
+        ("s3://bucket/x?session_token=topsecret", "holds credentials"),
+        ("s3://bucket/x?endpoint=http://me:topsecret@host:9000", "holds credentials"),
+        ("s3://bucket/x?colour=red", "has no option colour; there are endpoint and region"),
+        ("s3://bucket/x?endpoint=minio:9000", "its endpoint is no URL"),
+        ("s3://bucket/x?endpoint=http://host:port", "its endpoint is no URL"),
+        ("s3://bucket/../x", "a prefix has no empty part"),
+        ("s3://bucket//x", "a prefix has no empty part"),
+        ("s3:bucket/x", "names no bucket"),
+        ("s3://", "names no bucket"),
+        ("s3://Bad_Bucket", "names no bucket"),
+    ],
+)
+def test_a_uri_that_is_wrong_is_the_users_error_and_shows_no_secret(uri: str, words: str) -> None:
+    with pytest.raises(UserError, match=words) as caught:
+        open_store(uri)
+    assert "topsecret" not in str(caught.value)
+
+
+def test_layout_of_the_pieces_is_what_the_trainer_wrote(kit, trainer) -> None:
+    manifest = trainer.sealed(19)
+    kit.open().put(manifest, trainer.save_dir)
+    folder = f"{RUN}/{STAGE}/iter_0000019.a1"
+    assert kit.names() == {
+        f"{RUN}/{STAGE}/state.json",
+        f"{folder}/manifest.json",
+        *(f"{folder}/{entry.path}" for entry in manifest.files),
+    }
+    assert f"{folder}/{layout.dataset_state_file(Path(), 19)}" in kit.names()
