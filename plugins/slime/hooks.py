@@ -4,6 +4,7 @@ slime calls it in its RolloutManager process (`--custom-rollout-log-function-pat
 slime/ray/rollout.py:1294). Standard library only; `plugins.slime.progress` reads what is written here.
 """
 
+import contextlib
 import json
 import logging
 import math
@@ -25,27 +26,86 @@ def custom_rollout_log(
     """Append one line `{"kind": "rollout", "number": N, "values": {...}, "time": unix seconds}`.
 
     Values: `reward/mean` over the samples that count (an environment failure is no reward), `reward/samples`,
-    `reward/removed`, `reward/truncated` (counts), `perf/rollout_time` (seconds). Always returns False: slime's own
-    logging goes on. Never raises: an exception here would end the training.
+    `reward/removed`, `reward/truncated` (counts), `perf/rollout_time` (seconds), and where the data stood
+    (`data_position`). Always returns False: slime's own logging goes on. Never raises: an exception here would end the
+    training.
     """
     path = os.environ.get(PROGRESS_FILE)
     if path:
         try:
-            record = {
-                "kind": "rollout",
-                "number": int(rollout_id),
-                "values": _values(args, samples, rollout_time),
-                "time": time.time(),
-            }
+            flat = list(_flatten(samples))
+            values = _values(args, flat, rollout_time) | data_position(rollout_id, args, flat)
+            record = {"kind": "rollout", "number": int(rollout_id), "values": values, "time": time.time()}
             _append(path, json.dumps(record, allow_nan=False))
         except Exception as error:  # whatever it is, the training is worth more than this line
             logger.warning("no progress line for rollout %s: %s: %s", rollout_id, type(error).__name__, error)
     return False
 
 
-def _values(args: Any, samples: Any, rollout_time: float) -> dict[str, float]:
+def data_position(rollout_id: int, args: Any, samples: list[Any]) -> dict[str, float]:
+    """Which part of the data a rollout took, so that a resume can be compared with the cursor that was saved.
+
+    `data/first_index`, `data/last_index`, `data/first_group`, `data/last_group`: smallest and largest `index` and
+    `group_index` of the samples that came fresh from the data source. slime numbers both over the whole life of the
+    stage and saves the next numbers (slime/rollout/data_source.py:88-136), so the first rollout after a resume starts
+    at the saved `sample_index` and `sample_group_index`.
+    `data/fresh`, `data/requeued`: how many samples were fresh, and how many had been drawn before: those that an
+    earlier rollout began (`start_rollout_id`, slime/rollout/sglang_rollout.py:362-364) or that are not beyond what
+    earlier rollouts reported. One that was aborted before it had a token and never reported counts as fresh.
+    `data/exact`: 1.0 when everything drawn is in the batch, so that the first one *must* be where the cursor stood;
+    0.0 when filters, over-sampling or code of the user's may have dropped it.
+    Empty when no sample has an index. Leaves the highest index on `args`, which live as long as the RolloutManager.
+    """
+    indices: list[tuple[int, int | None]] = []
+    requeued, unknown, reported = 0, 0, _whole(getattr(args, _REPORTED, None))
+    for sample in samples:
+        index = _whole(getattr(sample, "index", None))
+        if index is None:
+            unknown += 1
+            continue
+        begun = _whole((getattr(sample, "metadata", None) or {}).get("start_rollout_id"))
+        if (begun is not None and begun < rollout_id) or (reported is not None and index <= reported):
+            requeued += 1
+        else:
+            indices.append((index, _whole(getattr(sample, "group_index", None))))
+    if not indices and not requeued:
+        return {}
+    values: dict[str, float] = {"data/fresh": len(indices), "data/requeued": requeued}
+    if indices:
+        numbers, groups = [index for index, _ in indices], [group for _, group in indices if group is not None]
+        values |= {"data/first_index": min(numbers), "data/last_index": max(numbers)}
+        if len(groups) == len(numbers):
+            values |= {"data/first_group": min(groups), "data/last_group": max(groups)}
+        with contextlib.suppress(AttributeError):  # arguments of some other trainer, which take no attribute
+            setattr(args, _REPORTED, max(numbers))
+    return values | {"data/exact": float(not unknown and _takes_all_it_draws(args))}
+
+
+_REPORTED = "trainstack_last_index"
+
+
+def _whole(number: Any) -> int | None:
+    return number if isinstance(number, int) and not isinstance(number, bool) else None
+
+
+def _takes_all_it_draws(args: Any) -> bool:
+    """slime's own two rollout functions drop nothing unless asked to (sglang_rollout.py:394-437, sft_rollout.py)."""
+    batch = getattr(args, "rollout_batch_size", None)
+    return (
+        getattr(args, "rollout_function_path", _PLAIN[0]) in _PLAIN
+        and getattr(args, "over_sampling_batch_size", None) in (None, batch)
+        and not getattr(args, "dynamic_sampling_filter_path", None)
+        and not getattr(args, "load_debug_rollout_data", None)
+        and getattr(args, "data_source_path", _SOURCES[0]) in _SOURCES
+    )
+
+
+_PLAIN = ("slime.rollout.sglang_rollout.generate_rollout", "slime.rollout.sft_rollout.generate_rollout")
+_SOURCES = ("slime.rollout.data_source.RolloutDataSourceWithBuffer", "slime.rollout.data_source.RolloutDataSource")
+
+
+def _values(args: Any, flat: list[Any], rollout_time: float) -> dict[str, float]:
     values: dict[str, float] = {}
-    flat = list(_flatten(samples))
     if getattr(args, "loss_type", None) != "sft_loss":  # SFT samples carry a reward of 0 that means nothing
         counted = [sample for sample in flat if not getattr(sample, "remove_sample", False)]
         rewards = [reward for sample in counted if (reward := _reward(args, sample)) is not None]

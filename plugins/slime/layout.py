@@ -1,8 +1,8 @@
 """Where slime puts a checkpoint, and when one is complete.
 
 A visible directory is not a complete checkpoint: slime writes in place, many files, the tracker near the end. Standard
-library only, because pods, the sealer and the stand-in trainer all use it; hashing and copying belong to
-`plugins/checkpoints`.
+library only, because pods, the sealer and the stand-in trainer all use it; whether one file is whole is told by
+`whole`, hashing and copying belong to `plugins/checkpoints`.
 
     <save_dir>/
       latest_checkpointed_iteration.txt          the tracker: "19"; written after the folder, before the two below
@@ -10,23 +10,33 @@ library only, because pods, the sealer and the stand-in trainer all use it; hash
       hf/19/                                     what --save-hf '<save_dir>/hf/{rollout_id}' writes
       rollout/global_dataset_state_dict_19.pt    the data cursor, last of all
 
-Sources: Megatron-LM `megatron/training/checkpointing.py:617-767`; slime v0.3.1
+With `--async-save` only common.pt and the data files are written at once, then export and cursor. `.metadata`,
+metadata.json and the tracker come together at the next save, a whole interval later, or at the last rollout: Megatron
+writes all three in its finalize functions (dist_checkpointing/serialization.py save(), strategies/state_dict_saver.py
+save_state_dict_async_finalize) and slime calls those at the start of save_model (actor.py:579-587). What a killed run
+had not finalized cannot be proved or loaded by anybody.
+
+Sources: Megatron-LM 1dcf0daf `megatron/training/checkpointing.py:617-767`; slime v0.3.1
 `slime/backends/megatron_utils/actor.py:571-593` and `slime/rollout/data_source.py:123-136`.
 """
 
 import contextlib
-import errno
-import json
 import os
-import pickle
 import re
 import secrets
-import zipfile
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from plugins.errors import StoreError, TornCheckpoint, UserError
+from plugins.slime.whole import (
+    check_torch_file,
+    files_under,
+    promised_bytes,
+    read_json,
+    reading,
+    tensor_names,
+    unreadable,
+)
 
 Kind = Literal["slime", "plain"]
 
@@ -66,7 +76,7 @@ def read_tracker(save_dir: Path) -> int | None:
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise _unreadable(path, error) from error
+        raise unreadable(path, error) from error
     if not text.isdigit():
         shown = text.decode(errors="replace")
         raise TornCheckpoint(f"{path}: names no iteration but {shown!r}: a resume from this folder would fail")
@@ -97,7 +107,7 @@ def list_iterations(save_dir: Path) -> list[int]:
     except FileNotFoundError:
         return []
     except OSError as error:
-        raise _unreadable(save_dir, error) from error
+        raise unreadable(save_dir, error) from error
     return sorted(number for number in set(numbers) if iteration_dir(save_dir, number).is_dir())
 
 
@@ -117,8 +127,12 @@ def checkpoint_files(save_dir: Path, iteration: int, *, kind: Kind) -> list[Path
     folder, state = iteration_dir(save_dir, iteration), dataset_state_file(save_dir, iteration)
     if not folder.is_dir():
         raise TornCheckpoint(f"{folder}: there is no such checkpoint")
-    files = _files_under(folder) + _files_under(export_dir(save_dir, iteration)) + ([state] if state.exists() else [])
+    files = files_under(folder) + files_under(export_dir(save_dir, iteration)) + ([state] if state.exists() else [])
     return sorted(path.relative_to(save_dir) for path in files)
+
+
+CLOCK_SLACK_S = 2.0
+"""How far back a pod's clock may step (NTP) between two files of one save without the order being doubted."""
 
 
 def check_complete(
@@ -127,7 +141,7 @@ def check_complete(
     """Prove from its files that an iteration is complete; return when it is.
 
     slime: `common.pt`, `.metadata` and `metadata.json` are whole, and every file that `.metadata` names is there with
-    all the bytes it promises. The tracker is not asked: an asynchronous save moves it a whole interval late.
+    all the bytes it promises. The tracker is not asked: it may be torn, or a crash may have come just before it.
     plain (a `command` trainer): the folder holds a file, and the tracker names this iteration or a later one.
     `dataset_state` (slime only): the data cursor too, without which slime silently starts the data again from row 0.
     `export`: the Hugging Face folder too, with its config and every tensor of the index in a shard of full length.
@@ -139,11 +153,14 @@ def check_complete(
     files = checkpoint_files(save_dir, iteration, kind=kind)
     folder = iteration_dir(save_dir, iteration)
     if kind == "slime":
-        _check_torch_file(folder / "common.pt")
+        check_torch_file(folder / "common.pt")
         _check_shards(folder, {path.relative_to(folder.name) for path in files if path.parts[0] == folder.name})
-        _read_json(folder / "metadata.json")
+        if "sharded_backend" not in read_json(folder / "metadata.json"):
+            raise TornCheckpoint(
+                f"{folder / 'metadata.json'}: does not name a sharded_backend: Megatron would not load it"
+            )
         if dataset_state:
-            _check_torch_file(dataset_state_file(save_dir, iteration))
+            check_torch_file(dataset_state_file(save_dir, iteration))
     else:
         if not any(path.parts[0] == folder.name for path in files):
             raise TornCheckpoint(f"{folder}: the folder holds no file")
@@ -155,136 +172,93 @@ def check_complete(
         _check_export(export_dir(save_dir, iteration))
 
 
-def _unreadable(path: Path, error: OSError) -> StoreError:
-    return StoreError(f"{path}: cannot be read ({error.strerror or error}): check owner, rights and disk")
+def complete_iterations(
+    save_dir: Path, kind: Kind, dataset_state: bool = True, export: bool = False, *, after: int | None = None
+) -> list[int]:
+    """Iterations of a save dir that are provably complete, newest first, whether the tracker names them or not.
+
+    For a sealer that must not wait for the tracker, and for the rescue after a crash that came just before it. slime:
+    complete by `check_complete` *and* written in one go (`check_written_in_order`), so that the whole-looking rest of
+    an overwritten folder does not pass. plain: what the tracker covers; nothing while the tracker is torn.
+    after: leave out this iteration and older ones, as those restored into the save dir (a download keeps no order of
+    times, and they are sealed already). Costs reading `.metadata` and `common.pt`'s directory of each candidate.
+
+    Raises StoreError when a folder or file cannot be read.
+    """
+    found = []
+    for iteration in reversed(list_iterations(save_dir)):
+        if after is not None and iteration <= after:
+            break
+        try:
+            check_complete(save_dir, iteration, kind=kind, dataset_state=dataset_state, export=export)
+            if kind == "slime":
+                check_written_in_order(save_dir, iteration, dataset_state=dataset_state, export=export)
+        except TornCheckpoint:
+            continue
+        found.append(iteration)
+    return found
 
 
-@contextlib.contextmanager
-def _reading(path: Path, what: str) -> Iterator[None]:
-    """Turn whatever a cut or damaged file makes a reader raise into TornCheckpoint, and a sick disk into StoreError."""
-    try:
-        yield
-    except StoreError:
-        raise
-    except (FileNotFoundError, NotADirectoryError):
-        raise TornCheckpoint(f"{path}: is missing: the checkpoint is not complete") from None
-    except OSError as error:
-        if error.errno in (None, errno.EINVAL):  # zipfile seeks before the start of a cut file
-            raise TornCheckpoint(f"{path}: is no whole {what} ({error}): the write was cut") from error
-        raise _unreadable(path, error) from error
-    except Exception as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise TornCheckpoint(f"{path}: is no whole {what} ({reason}): the write was cut") from error
+def check_written_in_order(
+    save_dir: Path,
+    iteration: int,
+    *,
+    dataset_state: bool = True,
+    export: bool = False,
+    slack_s: float = CLOCK_SLACK_S,
+) -> None:
+    """Prove from modification times that all files of a slime iteration come from one save; return when they do.
 
+    A trainer that comes to iteration N again writes into the folder of its earlier N ("Overwriting old incomplete /
+    corrupted checkpoint..."), whose `.metadata` and metadata.json stand there whole until they are replaced at the end;
+    sizes alone cannot tell new from old, for they are the same. In one save, synchronous or not, common.pt comes
+    first, then the data files, `.metadata`, metadata.json; cursor and export come after common.pt. Only for files where
+    the trainer wrote them: a copy has other times. slack_s: what the clock may have stepped back (seconds).
 
-def _files_under(folder: Path) -> list[Path]:
-    files: list[Path] = []
-
-    def stop(error: OSError) -> None:
-        if not isinstance(error, FileNotFoundError):
-            raise _unreadable(folder, error) from error
-
-    for where, folders, names in os.walk(folder, onerror=stop):
-        files += [Path(where, name) for name in names]
-        if links := [name for name in folders if Path(where, name).is_symlink()]:
+    Raises TornCheckpoint naming the two files out of order; StoreError when a file cannot be read.
+    """
+    folder = iteration_dir(save_dir, iteration)
+    common, metadata = folder / "common.pt", folder / ".metadata"
+    shards = [folder / name for name in promised_bytes(metadata)]
+    later = [dataset_state_file(save_dir, iteration)] if dataset_state else []
+    if export:  # config and tokenizer are copied with the times of the folder they come from
+        later += [path for path in files_under(export_dir(save_dir, iteration)) if ".safetensors" in path.name]
+    pairs = [(common, path) for path in (*shards, *later)]
+    pairs += [(path, metadata) for path in shards] + [(metadata, folder / "metadata.json")]
+    for first, second in pairs:
+        if _written_s(first) > _written_s(second) + slack_s:
             raise TornCheckpoint(
-                f"{Path(where, links[0])}: is a link to a folder; a checkpoint must hold its own files"
+                f"{second}: is older than {first.name}, which is written before it: it belongs to an earlier save"
             )
-    if strange := [path for path in files if not path.is_file()]:
-        raise TornCheckpoint(f"{strange[0]}: is not a file; a checkpoint must hold its own files")
-    return files
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    with _reading(path, "JSON object"):
-        return dict(json.loads(path.read_bytes()).items())
-
-
-def _check_torch_file(path: Path) -> None:
-    """`torch.save` writes a zip. Its directory comes last, so a cut file has none."""
-    with _reading(path, "torch file"):
-        with zipfile.ZipFile(path) as archive:
-            members = archive.infolist()
-        if not any(member.filename.endswith("data.pkl") for member in members):
-            raise ValueError("a zip without data.pkl")
-        if max(member.header_offset + member.compress_size for member in members) > path.stat().st_size:
-            raise ValueError("shorter than its own directory says")
-
-
-class _Stub:
-    """Stands for every class a pickle names: it keeps attributes and does nothing, so reading can run no code."""
-
-    def __new__(cls, *_args: Any, **_kwargs: Any) -> "_Stub":
-        return super().__new__(cls)
-
-    def __init__(self, *_args: Any, **_kwargs: Any) -> None:
-        pass
-
-    def __setstate__(self, state: Any) -> None:
-        for part in state if isinstance(state, tuple) else (state,):
-            if isinstance(part, dict):
-                self.__dict__.update({key: value for key, value in part.items() if isinstance(key, str)})
-
-    def __setitem__(self, _key: Any, _value: Any) -> None:
-        pass
-
-    def extend(self, _values: Any) -> None:
-        pass
-
-    append = add = extend
-
-
-class _StubUnpickler(pickle.Unpickler):
-    def find_class(self, _module: str, _name: str) -> Any:
-        return _Stub
+def _written_s(path: Path) -> float:
+    with reading(path, "file"):
+        return path.stat().st_mtime
 
 
 def _check_shards(folder: Path, present: set[Path]) -> None:
-    path = folder / ".metadata"
-    ends_bytes: dict[str, int] = {}
-    with _reading(path, "checkpoint metadata"):
-        with path.open("rb") as file:
-            storage = _StubUnpickler(file).load().storage_data
-        for info in storage.values():
-            end_bytes = int(info.offset) + int(info.length)
-            ends_bytes[str(info.relative_path)] = max(ends_bytes.get(str(info.relative_path), 0), end_bytes)
-        if not ends_bytes:
-            raise ValueError("names no data files")
-    for name, end_bytes in sorted(ends_bytes.items()):
+    for name, end_bytes in sorted(promised_bytes(folder / ".metadata").items()):
         if Path(name) not in present:
             raise TornCheckpoint(f"{folder / name}: is missing, though .metadata names it")
-        with _reading(folder / name, "data file"):
+        with reading(folder / name, "data file"):
             if (size_bytes := (folder / name).stat().st_size) < end_bytes:
                 raise ValueError(f"{size_bytes} bytes where .metadata promises {end_bytes}")
 
 
 def _check_export(folder: Path) -> None:
-    _read_json(folder / "config.json")
+    read_json(folder / "config.json")
     index = folder / "model.safetensors.index.json"
     if not index.exists() and (folder / "model.safetensors").exists():
-        _tensor_names(folder / "model.safetensors")  # a small model has one file and no index
+        tensor_names(folder / "model.safetensors")  # a small model has one file and no index
         return
     shards: dict[str, set[str]] = {}
-    for tensor, shard in dict(_read_json(index).get("weight_map") or {}).items():
+    for tensor, shard in dict(read_json(index).get("weight_map") or {}).items():
         shards.setdefault(str(shard), set()).add(tensor)
     if not shards:
         raise TornCheckpoint(f"{index}: its weight_map names no tensor")
     for shard, tensors in sorted(shards.items()):
         if Path(shard).name != shard:
             raise TornCheckpoint(f"{index}: names {shard!r} where a file of the folder was expected")
-        if missing := sorted(tensors - _tensor_names(folder / shard)):
+        if missing := sorted(tensors - tensor_names(folder / shard)):
             raise TornCheckpoint(f"{folder / shard}: does not hold {missing[0]}, which the index places there")
-
-
-def _tensor_names(path: Path) -> set[str]:
-    """Names of the tensors of a whole safetensors file: 8 bytes header size, JSON header with byte ranges, data."""
-    with _reading(path, "safetensors file"):
-        size_bytes = path.stat().st_size
-        with path.open("rb") as file:
-            header_bytes = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(min(header_bytes, size_bytes)))
-        names = set(header) - {"__metadata__"}
-        end_bytes = max(int(header[name]["data_offsets"][1]) for name in names) + 8 + header_bytes
-        if size_bytes != end_bytes:
-            raise ValueError(f"{size_bytes} bytes where its header promises {end_bytes}")
-        return names

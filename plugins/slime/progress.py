@@ -2,8 +2,9 @@
 
 The formats are slime's since v0.2.0 (reference page slime.md 3.1; slime/observability/logging_utils.py,
 train_metric_utils.py) and Megatron's checkpoint prints. Text of samples stands in the same log, so a line counts
-only when the whole of it has the right shape from its first character on. Following a file and deciding what
-progress means are left to the caller.
+only when the whole of it has the right shape from its first character on, and what is said about loading only when it
+does not come from a process that cannot say it: Ray names the speaker, samples are printed by the RolloutManager and
+checkpoints are loaded by the trainers. Following a file and deciding what progress means are left to the caller.
 """
 
 from __future__ import annotations
@@ -15,27 +16,41 @@ from datetime import datetime
 from pathlib import Path
 
 DICT_KINDS = ("step", "rollout", "perf", "eval")
-"""Kinds whose line carries a dict of metrics; `saved` and `loaded` are Megatron's checkpoint prints."""
+"""Kinds whose line carries a dict of metrics."""
+SAID_KINDS = ("saved", "loaded", "skipped", "no_tracker", "dataset_state", "no_dataset_state")
+"""Kinds that say what became of a checkpoint: Megatron's prints, slime's patch of it, and slime's data source."""
 
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
-_RAY_PREFIX = re.compile(r"\((?:[^\s()]+ )?pid=\d+(?:, ip=[0-9A-Fa-f.:]+)?\) ?")
+_RAY_PREFIX = re.compile(r"\((?:(?P<actor>[^\s()]+) )?pid=\d+(?:, ip=[0-9A-Fa-f.:]+)?\) ?")
 _RAY_REPEATED = r"(?: \[repeated \d+x across cluster\].*)?"
 # A progress bar leaves the cursor at its end, so the next log message of that process follows it without a newline.
 _BAR = r"(?:[\w .-]+: +\d+%\|[^|\n]*\| *\d+/\d+ \[[^\[\]]*\] *)?"
+_LOGGED = r"\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(?:[.,]\d+)?\] [\w./-]+\.py:\d+ - "
 _METRICS = re.compile(
-    _BAR
-    + r"\[\d{4}-\d\d-\d\d \d\d:\d\d:\d\d(?:[.,]\d+)?\] [\w./-]+\.py:\d+ - "
-    + rf"(?P<kind>{'|'.join(DICT_KINDS)}) (?P<number>\d{{1,9}}): \{{(?P<body>.*)\}}"
-    + _RAY_REPEATED
+    rf"{_BAR}{_LOGGED}(?P<kind>{'|'.join(DICT_KINDS)}) (?P<number>\d{{1,9}}): \{{(?P<body>.*)\}}{_RAY_REPEATED}"
 )
 _STAMP = r"\s{0,4}(?:\[[\d :.,-]+\] +)?"
-_PATH_TAIL = r" \[ t [\d/]+, p [\d/]+ \]"
-_SAVED = re.compile(
-    rf"{_STAMP}successfully saved checkpoint from iteration +(?P<number>\d{{1,9}}) to \S.*?{_PATH_TAIL}{_RAY_REPEATED}"
-)
-_LOADED = re.compile(
-    rf"{_STAMP}successfully loaded checkpoint from \S.*?{_PATH_TAIL} at iteration +(?P<number>\d{{1,9}}){_RAY_REPEATED}"
-)
+_FOLDER = r"(?P<text>\S.*?) \[ t [\d/]+, p [\d/]+ \]"
+_TRACKER = r"(?P<text>\S.*/latest_checkpointed_iteration\.txt|because load directory is not defined)"
+_STATE = r"(?P<text>\S.*/global_dataset_state_dict_(?P<number>-?\d{1,9})\.pt)"
+_SAID = {
+    kind: re.compile(pattern + _RAY_REPEATED)
+    for kind, pattern in {
+        # Megatron-LM 1dcf0daf megatron/training/checkpointing.py:727, :1898, :1212
+        "saved": rf"{_STAMP}successfully saved checkpoint from iteration +(?P<number>\d{{1,9}}) to {_FOLDER}",
+        "loaded": rf"{_STAMP}successfully loaded checkpoint from {_FOLDER} at iteration +(?P<number>\d{{1,9}})",
+        "no_tracker": rf"{_STAMP}(?:WARNING: )?could not find the metadata file {_TRACKER}",
+        # slime docker/patch/latest/megatron.patch: print(f"{sh_ten.key} from model not in state dict, will skip")
+        "skipped": r"(?P<text>[^\s'\"]{1,300}) from model not in state dict, will skip",
+        # slime/rollout/data_source.py:147-150
+        "dataset_state": rf"{_BAR}{_LOGGED}load metadata from {_STATE}",
+        "no_dataset_state": rf"{_BAR}{_LOGGED}Checkpoint {_STATE} does not exist\.",
+    }.items()
+}
+_SAID_WORDS = ("heckpoint", "metadata f", "will skip")
+"""One of them is in every such line: most lines of a log need no further look."""
+_ROLLOUTS = "RolloutManager"
+"""Ray actor of slime that owns the data source and prints samples (slime/ray/rollout.py); it loads no weights."""
 _NUMBER = r"[-+]?(?:nan|inf|(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)"
 _ITEM = re.compile(
     r"'(?P<key>[^'\\]+)': "
@@ -50,14 +65,21 @@ _ITEM = re.compile(
 class Point:
     """One thing the trainer said.
 
-    kind: `step`, `rollout`, `perf`, `eval` (with `values`, may hold nan or inf), `saved` or `loaded` (without). `saved`
-    is a hint to go and look: only the tracker file says that a checkpoint is there.
-    number: the step for `step` (rollout * num_steps_per_rollout + step), the 0-based rollout id for all others.
+    kind: `step`, `rollout`, `perf`, `eval` (with `values`, may hold nan or inf), or one of these without values:
+    `saved` (a hint to go and look: only the tracker says that a checkpoint is there), `loaded`, `skipped` (a tensor
+    that the checkpoint lacks and that keeps its start value), `no_tracker` (nothing was loaded), `dataset_state` (the
+    data cursor is read), `no_dataset_state` (it is missing: the data starts from row 0).
+    number: the step for `step` (rollout * num_steps_per_rollout + step), the 0-based rollout id for all others, 0 for
+    `skipped` and `no_tracker`.
+    text: the folder of `saved` and `loaded`, the tensor of `skipped`, the file of the last three; takes no part in
+    comparing. hook: whether the hook said it and not the log; takes no part either.
     """
 
     kind: str
     number: int
     values: dict[str, float] = field(default_factory=dict)
+    text: str = field(default="", compare=False)
+    hook: bool = field(default=False, compare=False)
 
 
 def format_line(kind: str, number: int, values: dict[str, float], *, file: str, line: int, now: datetime) -> str:
@@ -79,6 +101,16 @@ def format_loaded(iteration: int, load_dir: Path, *, now: datetime) -> str:
     """Megatron's line for a checkpoint that was loaded."""
     said = f"successfully loaded checkpoint from {load_dir} [ t 1/1, p 1/1 ] at iteration {iteration}"
     return f"  [{now:%Y-%m-%d %H:%M:%S}] {said}"
+
+
+def format_scheduled(iteration: int, save_dir: Path) -> str:
+    """Megatron's line for a checkpoint whose data is on its way to the disk (`--async-save`)."""
+    return f"  scheduled an async checkpoint save at iteration {iteration:7d} to {save_dir}"
+
+
+def format_skipped(tensor: str) -> str:
+    """The print of slime's Megatron patch for a tensor that the checkpoint does not hold."""
+    return f"{tensor} from model not in state dict, will skip"
 
 
 def parse_values(body: str) -> dict[str, float]:
@@ -103,15 +135,25 @@ def parse_values(body: str) -> dict[str, float]:
 def parse_line(line: str) -> Point | None:
     """Read one line of a trainer's or driver's log; None when it is anything but a line slime writes itself."""
     text = _ANSI.sub("", line).rstrip("\r\n")
-    text = _RAY_PREFIX.sub("", text, count=1) if _RAY_PREFIX.match(text) else text
+    prefix = _RAY_PREFIX.match(text)
+    text = text[prefix.end() :] if prefix else text
     text = text.rsplit("\r", 1)[-1]  # a bar redraws itself with \r; what counts is what stands after the last one
     if metrics := _METRICS.fullmatch(text):
         values = parse_values(metrics["body"])
         return Point(metrics["kind"], int(metrics["number"]), values) if values else None
-    for kind, pattern in (("saved", _SAVED), ("loaded", _LOADED)):
+    if not any(word in text for word in _SAID_WORDS):
+        return None
+    actor = prefix["actor"] if prefix else None
+    for kind, pattern in _SAID.items():
         if match := pattern.fullmatch(text):
-            return Point(kind, int(match["number"]))
+            found = match.groupdict()
+            return Point(kind, int(found.get("number") or 0), text=found["text"]) if _may_say(actor, kind) else None
     return None
+
+
+def _may_say(actor: str | None, kind: str) -> bool:
+    """Whether this Ray actor (None: no prefix) can be the speaker: the data source is one process, weights another."""
+    return actor is None or (actor == _ROLLOUTS) == kind.endswith("dataset_state")
 
 
 def parse_hook_line(line: str) -> Point | None:
@@ -119,7 +161,8 @@ def parse_hook_line(line: str) -> Point | None:
     try:
         record = json.loads(line)
         values = {str(key): float(value) for key, value in record["values"].items()}
-        return Point(record["kind"], int(record["number"]), values) if record["kind"] in DICT_KINDS else None
+        known = record["kind"] in DICT_KINDS
+        return Point(record["kind"], int(record["number"]), values, hook=True) if known else None
     except (ValueError, TypeError, KeyError, AttributeError):
         return None
 
@@ -132,7 +175,7 @@ class ProgressParser:
     """
 
     def __init__(self) -> None:
-        self._seen: set[tuple[str, int, frozenset[str]]] = set()
+        self._seen: set[tuple[str, int, str, frozenset[str]]] = set()
 
     def feed(self, line: str) -> Point | None:
         """Take one whole line of the log (with or without its newline)."""
@@ -145,7 +188,7 @@ class ProgressParser:
     def _first_time(self, point: Point | None) -> Point | None:
         if point is None:
             return None
-        identity = (point.kind, point.number, frozenset(point.values))
+        identity = (point.kind, point.number, point.text, frozenset(point.values))
         if identity in self._seen:
             return None
         self._seen.add(identity)

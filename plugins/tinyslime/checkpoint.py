@@ -3,6 +3,8 @@
     iter_0000019/  common.pt (arguments, schedule, RNG)  __0_0.distcp + .metadata (weights, optimizer)  metadata.json
     latest_checkpointed_iteration.txt   rollout/global_dataset_state_dict_19.pt   and what --save-hf names
 
+With `--async-save`, `.metadata`, metadata.json and the tracker come at the next save or after the last rollout, as
+slime's do (actor.py:579-587); export and cursor come at once. The data files are not written in the background here.
 What is complete, and where files stand, is said by `plugins.slime.layout`. Resume goes by slime's rules (slime.md
 2.4) but fails with a reason where slime or Megatron fail with a trace.
 """
@@ -12,9 +14,9 @@ from __future__ import annotations
 import json
 import warnings
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -24,13 +26,16 @@ from torch import Tensor
 from torch.distributed.checkpoint import state_dict_loader, state_dict_saver
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
+from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.storage import WriteResult
 
 from plugins.errors import StoreError, TornCheckpoint, UserError
 from plugins.slime import layout
-from plugins.slime.progress import format_loaded, format_saved
+from plugins.slime.progress import format_loaded, format_saved, format_scheduled, format_skipped
 from plugins.tinyslime import log
 from plugins.tinyslime.data import DataSource
 from plugins.tinyslime.export import write_folder
+from plugins.tinyslime.faults import Faults
 from plugins.tinyslime.model import TinyLlama
 from plugins.tinyslime.step import Schedule
 
@@ -45,17 +50,57 @@ _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 @dataclass
 class Training:
-    """Everything of a run that a checkpoint must hold."""
+    """Everything of a run that a checkpoint must hold; `finish_save` ends an asynchronous save that was begun."""
 
     args: Namespace
     model: TinyLlama
     optimizer: torch.optim.AdamW
     schedule: Schedule
     source: DataSource
+    faults: Faults = field(default_factory=Faults)
+    finish_save: Callable[[], None] | None = None
 
 
-def save(training: Training, iteration: int) -> None:
-    """Write one checkpoint; raises StoreError (the tracker then still names the one before)."""
+class _LateWriter(FileSystemWriter):
+    """Writes the data at once and `.metadata` when told, as Megatron's finalize functions do."""
+
+    def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
+        self._late = metadata, results
+
+    def write_metadata(self) -> None:
+        super().finish(*self._late)
+
+
+def save(training: Training, iteration: int, *, last: bool = False) -> None:
+    """Write one checkpoint; raises StoreError (the tracker then still names the one before).
+
+    last: nothing is saved after it, so an asynchronous save is finished too.
+    """
+    args, save_dir = training.args, Path(training.args.save)
+    _finish_save(training)
+    training.finish_save = _write_data(training, iteration)
+    if args.async_save:
+        log.bare(format_scheduled(iteration, save_dir))
+    if last or not args.async_save:
+        _finish_save(training)
+    if args.save_hf:
+        target = Path(args.save_hf.format(rollout_id=iteration))
+        write_folder(training.model, target)
+        log.say(f"Successfully saved HuggingFace model to {target}", file="hf_checkpoint_saver.py")
+    state = layout.dataset_state_file(save_dir, iteration)
+    with _storing(state):
+        state.parent.mkdir(parents=True, exist_ok=True)
+        torch.save(training.source.state_dict(), state)
+
+
+def _finish_save(training: Training) -> None:
+    if finish := training.finish_save:
+        training.finish_save = None
+        finish()
+
+
+def _write_data(training: Training, iteration: int) -> Callable[[], None]:
+    """Write common.pt and the data files; gives what makes a checkpoint of them."""
     args, save_dir = training.args, Path(training.args.save)
     folder = layout.iteration_dir(save_dir, iteration)
     with _storing(folder):
@@ -72,19 +117,17 @@ def save(training: Training, iteration: int) -> None:
         }
         torch.save(common, folder / "common.pt")
         tensors = _tensors(training.model, None if args.no_save_optim else training.optimizer)
-        writer = FileSystemWriter(folder, single_file_per_rank=True, sync_files=True, thread_count=1)
+        writer = _LateWriter(folder, single_file_per_rank=True, sync_files=True, thread_count=1)
         state_dict_saver.save(tensors, storage_writer=writer, no_dist=True)
-        (folder / "metadata.json").write_text(json.dumps(_METADATA), encoding="utf-8")
-    layout.write_tracker(save_dir, iteration)
-    log.bare(format_saved(iteration, save_dir, now=datetime.now()))
-    if args.save_hf:
-        target = Path(args.save_hf.format(rollout_id=iteration))
-        write_folder(training.model, target)
-        log.say(f"Successfully saved HuggingFace model to {target}", file="hf_checkpoint_saver.py")
-    state = layout.dataset_state_file(save_dir, iteration)
-    with _storing(state):
-        state.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(training.source.state_dict(), state)
+
+    def finish() -> None:
+        with _storing(folder):
+            writer.write_metadata()
+            (folder / "metadata.json").write_text(json.dumps(_METADATA), encoding="utf-8")
+        layout.write_tracker(save_dir, iteration)
+        log.bare(format_saved(iteration, save_dir, now=datetime.now()))
+
+    return finish
 
 
 def resume(training: Training) -> int | None:
@@ -95,9 +138,8 @@ def resume(training: Training) -> int | None:
     load_dir = Path(training.args.load)
     if (iteration := layout.read_tracker(load_dir)) is None:
         return None
-    common = _read_iteration(
-        load_dir, iteration, training.model, None if training.args.no_load_optim else training.optimizer
-    )
+    optimizer = None if training.args.no_load_optim else training.optimizer
+    common = _read_iteration(load_dir, iteration, training.model, optimizer, skip=training.faults.skip_tensor)
     if not training.args.no_load_optim:
         training.schedule.load_state_dict(common["opt_param_scheduler"])
     torch.set_rng_state(common["rng_state"])
@@ -105,14 +147,17 @@ def resume(training: Training) -> int | None:
     return iteration
 
 
-def load_cursor(training: Training, iteration: int) -> None:
+def load_cursor(training: Training, load_dir: Path, iteration: int) -> None:
     """Put the data cursor where it stood after `iteration`. Like slime, start the data anew when its file is
-    missing.
+    missing, with slime's words for it (slime/rollout/data_source.py:145-151).
     """
-    state = layout.dataset_state_file(Path(training.args.load), iteration)
+    state = layout.dataset_state_file(load_dir, iteration)
+    if training.faults.lose_dataset_state:
+        return
     if not state.exists():
         log.say(f"Checkpoint {state} does not exist.", file="data_source.py")
         return
+    log.say(f"load metadata from {state}", file="data_source.py")
     with _reading(state):
         training.source.load_state_dict(torch.load(state, weights_only=True))
 
@@ -123,10 +168,11 @@ def read_model(load_dir: Path, model: TinyLlama) -> None:
     if iteration is None:
         raise UserError(f"{load_dir} holds neither config.json nor {layout.TRACKER}: it is no folder of weights")
     _read_iteration(load_dir, iteration, model, None)
+    log.bare(format_loaded(0, load_dir, now=datetime.now()))  # Megatron's number for weights without their optimizer
 
 
 def _read_iteration(
-    load_dir: Path, iteration: int, model: TinyLlama, optimizer: torch.optim.AdamW | None
+    load_dir: Path, iteration: int, model: TinyLlama, optimizer: torch.optim.AdamW | None, *, skip: str | None = None
 ) -> dict[str, Any]:
     folder = layout.iteration_dir(load_dir, iteration)
     log.bare(f" loading distributed checkpoint from {load_dir} at iteration {iteration}")
@@ -149,6 +195,8 @@ def _read_iteration(
                 "without"
             )
         tensors = _tensors(model, optimizer, fresh=True)
+        if skip and tensors.pop(skip, None) is not None:
+            log.bare(format_skipped(skip))
         state_dict_loader.load(tensors, storage_reader=reader, no_dist=True)
     if optimizer:
         for name, parameter in model.named_parameters():

@@ -134,6 +134,8 @@ class DataSource:
 
     def __init__(self, samples: list[Sample], *, group_size: int, shuffle: bool, seed: int) -> None:
         self._origin, self._order = samples, samples
+        for row, sample in enumerate(samples):
+            sample.row = row
         self._group_size, self._shuffle, self._seed = group_size, shuffle, seed
         self._epoch_id = self._sample_offset = self._group_index = self._sample_index = 0
         self._reorder()

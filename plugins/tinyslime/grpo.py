@@ -35,6 +35,11 @@ class GrpoStage:
         self._sampled: list[Tensor] = []
         self._ref: list[Tensor] = []
 
+    @property
+    def drawn(self) -> list[Sample]:
+        """The prompts of the last rollout as they came from the data, one sample for each."""
+        return self._rollouts.drawn
+
     def rollout(self, rollout_id: int) -> dict[str, float]:
         """Generate one batch of samples and make it ready for training; gives the values of slime's `rollout` line."""
         groups = self._rollouts.play(rollout_id)

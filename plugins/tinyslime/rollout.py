@@ -7,6 +7,7 @@ becomes of the samples is `grpo`'s business.
 from __future__ import annotations
 
 import asyncio
+import copy
 import hashlib
 import inspect
 import time
@@ -37,6 +38,7 @@ class Rollouts:
         if args.custom_rollout_log_function_path:
             load_function(args.custom_rollout_log_function_path)  # what cannot be imported is said before training
         self.source = self._load(args.prompt_data, args.n_samples_per_prompt, shuffle=args.rollout_shuffle)
+        self.drawn: list[Sample] = []
         names, files = (args.eval_prompt_data or [])[::2], (args.eval_prompt_data or [])[1::2]
         size = args.n_samples_per_eval_prompt
         self._evals = {n: self._load(f, size, shuffle=False) for n, f in zip(names, files, strict=True)}
@@ -67,6 +69,7 @@ class Rollouts:
         """Generate the next batch of groups and report it."""
         began = time.monotonic()
         groups = self.source.groups(self._args.rollout_batch_size)
+        self.drawn = [copy.copy(group[0]) for group in groups]  # a generate function may return other samples
         groups = self._runner.run(self._play(groups, rollout_id, evaluation=False))
         report_rollout(
             self._args, rollout_id, [sample for group in groups for sample in group], time.monotonic() - began

@@ -1,5 +1,6 @@
 """One rollout sample, with the names that slime gives its fields (slime/utils/types.py), so that a custom generate
-function written for slime runs here unchanged. Only what such functions read or set is here.
+function written for slime runs here unchanged. Only what such functions read or set is here, and `row`, which is ours:
+the number of the sample's row in the data file, from 0.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ class Sample:
     session_id: str | None = None
     non_generation_time: float = 0.0
     weight_versions: list[str] = field(default_factory=list)
+    row: int | None = None
 
     def append_response_tokens(
         self,

@@ -14,6 +14,7 @@ from plugins.tinyslime import log
 from plugins.tinyslime.data import DataSource, MicroBatch, load_chats
 from plugins.tinyslime.hooks import report_rollout
 from plugins.tinyslime.model import TinyLlama
+from plugins.tinyslime.sample import Sample
 from plugins.tinyslime.step import LossFunction, target_logits, token_weights
 from plugins.tinyslime.tokenizer import ByteTokenizer
 
@@ -31,11 +32,13 @@ class SftStage:
         self.source = DataSource(samples, group_size=1, shuffle=args.rollout_shuffle, seed=args.rollout_seed)
         self.tokens: list[list[int]] = []
         self.masks: list[list[int]] = []
+        self.drawn: list[Sample] = []
 
     def rollout(self, rollout_id: int) -> dict[str, float]:
         """Take the next rows into `tokens` and `masks`; gives the values of slime's `rollout` line."""
         began = time.monotonic()
         samples = [sample for (sample,) in self.source.groups(self._args.rollout_batch_size)]
+        self.drawn = samples
         self.tokens = [sample.tokens for sample in samples]
         self.masks = [sample.loss_mask or [] for sample in samples]
         report_rollout(self._args, rollout_id, samples, time.monotonic() - began)

@@ -4,12 +4,11 @@ This is a stand-in: a real, tiny training that takes slime's flags, prints its l
 exports its checkpoints. Runs with the same flags give the same bits on one machine, cut and resumed or not. Exit
 codes: 0 done, 2 the user must change something, 1 anything else; a signal ends it at once.
 
-Environment, for tests and demonstrations: TINYSLIME_STEP_DELAY_S makes every rollout that much longer (seconds).
+Environment, for tests and demonstrations: see `faults`.
 """
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 import time
@@ -25,6 +24,7 @@ from plugins.tinyslime import checkpoint, export, flags, log
 from plugins.tinyslime.checkpoint import Training
 from plugins.tinyslime.config import ModelConfig
 from plugins.tinyslime.data import batches_of
+from plugins.tinyslime.faults import Faults
 from plugins.tinyslime.grpo import GrpoStage
 from plugins.tinyslime.model import TinyLlama
 from plugins.tinyslime.rollout import Rollouts
@@ -58,7 +58,9 @@ def train(args: Namespace) -> None:
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined] # costs time, unread
     torch.manual_seed(args.seed)
-    delay_s = _delay_s()
+    faults = Faults.from_env()
+    if faults.ignore_load:
+        args.load = None
     _tell_no_effect(args)
     _prepare_save_dir(args)
     model = _start_model(args)
@@ -70,19 +72,19 @@ def train(args: Namespace) -> None:
         reference = _reference(args, model.config)
         stage = GrpoStage(args, model, reference, Rollouts(args, tokenizer, model))
     try:
-        _loop(args, model, stage, delay_s)
+        _loop(args, model, stage, faults)
     finally:
         stage.close()
 
 
-def _loop(args: Namespace, model: TinyLlama, stage: SftStage | GrpoStage, delay_s: float) -> None:
+def _loop(args: Namespace, model: TinyLlama, stage: SftStage | GrpoStage, faults: Faults) -> None:
     per_epoch = len(stage.source) // args.rollout_batch_size if args.num_rollout is None else None
     num_rollout = args.num_rollout if per_epoch is None else per_epoch * args.num_epoch
     if num_rollout < 1:
         raise UserError(
             f"nothing to train: {len(stage.source)} rows make no --rollout-batch-size {args.rollout_batch_size}"
         )
-    training = Training(args, model, make_optimizer(model, args), Schedule(args, num_rollout), stage.source)
+    training = Training(args, model, make_optimizer(model, args), Schedule(args, num_rollout), stage.source, faults)
     start = _resume(training)
     if start >= num_rollout:
         log.say(f"nothing to do: the last of {num_rollout} rollouts is done")
@@ -91,12 +93,11 @@ def _loop(args: Namespace, model: TinyLlama, stage: SftStage | GrpoStage, delay_
         if _eval_due(args, rollout_id, before=True) and isinstance(stage, GrpoStage):
             stage.evaluate(rollout_id)
         _one_rollout(training, stage, rollout_id)
-        time.sleep(delay_s)
-        due = rollout_id == num_rollout - 1 or any(
-            (rollout_id + 1) % every == 0 for every in (args.save_interval, per_epoch) if every
-        )
+        time.sleep(faults.step_delay_s)
+        last = rollout_id == num_rollout - 1
+        due = last or any((rollout_id + 1) % every == 0 for every in (args.save_interval, per_epoch) if every)
         if args.save and due:
-            checkpoint.save(training, rollout_id)
+            checkpoint.save(training, rollout_id, last=last)
         stage.update_weights()
         if _eval_due(args, rollout_id, before=False) and isinstance(stage, GrpoStage):
             stage.evaluate(rollout_id)
@@ -106,6 +107,7 @@ def _one_rollout(training: Training, stage: SftStage | GrpoStage, rollout_id: in
     """Get a rollout, train on it, and say so in slime's lines."""
     args, began = training.args, time.monotonic()
     log.metrics("rollout", rollout_id, stage.rollout(rollout_id))
+    training.faults.crash_if_due(rollout_id)
     rolled = time.monotonic()
     for step in range(args.num_steps_per_rollout):
         rows = range(step * args.global_batch_size, (step + 1) * args.global_batch_size)
@@ -115,6 +117,7 @@ def _one_rollout(training: Training, stage: SftStage | GrpoStage, rollout_id: in
         )
         number = rollout_id * args.num_steps_per_rollout + step
         log.metrics("step", number, values | {"train/step": number})
+    training.faults.log_batch(rollout_id, stage.drawn)
     train_s = time.monotonic() - rolled
     tokens = sum(map(len, stage.tokens))
     perf = {"train_wait_time": rolled - began, "actor_train_time": train_s, "actor_train_tok_per_s": tokens / train_s}
@@ -124,7 +127,7 @@ def _one_rollout(training: Training, stage: SftStage | GrpoStage, rollout_id: in
 
 def _resume(training: Training) -> int:
     """Load what `--load` holds; gives the first rollout to do. Without a tracker there the run starts cold, as
-    slime's does.
+    slime's does, which then takes `--ref-load` for `--load` and looks for a data cursor there (arguments.py:1817-1838).
     """
     args = training.args
     iteration = checkpoint.resume(training) if args.load else None
@@ -132,8 +135,8 @@ def _resume(training: Training) -> int:
         start = int(args.start_rollout_id)
     else:
         start = 0 if iteration is None else iteration + 1
-    if iteration is not None and start > 0:
-        checkpoint.load_cursor(training, start - 1)
+    if folder := args.ref_load if iteration is None else args.load:
+        checkpoint.load_cursor(training, Path(folder), start - 1)
     return start
 
 
@@ -195,14 +198,6 @@ def _tell_no_effect(args: Namespace) -> None:
     given = [name for name in flags.NO_EFFECT if hasattr(args, name.replace("-", "_"))]
     if given:
         log.say(f"tinyslime is a stand-in on the CPU: no effect of --{', --'.join(given)}")
-
-
-def _delay_s() -> float:
-    text = os.environ.get("TINYSLIME_STEP_DELAY_S", "0")
-    try:
-        return max(0.0, float(text))
-    except ValueError as error:
-        raise UserError(f"TINYSLIME_STEP_DELAY_S must be a number of seconds, not {text!r}") from error
 
 
 if __name__ == "__main__":

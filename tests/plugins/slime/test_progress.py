@@ -11,6 +11,8 @@ from plugins.slime.progress import (
     format_line,
     format_loaded,
     format_saved,
+    format_scheduled,
+    format_skipped,
     parse_hook_line,
     parse_line,
 )
@@ -109,3 +111,65 @@ def test_the_hooks_lines_are_read_and_torn_ones_are_not():
     assert parse_hook_line(line) == Point("rollout", 4, {"reward/mean": 0.5})
     for torn in (line[:-3], "", "[]", '{"kind": "shell", "number": 1, "values": {}}', '{"kind": "rollout"}', "null"):
         assert parse_hook_line(torn) is None
+
+
+LOADED = "  successfully loaded checkpoint from /w/save [ t 1/2, p 1/1 ] at iteration 19"
+SKIPPED = "optimizer.state.exp_avg.decoder.layers.0.weight from model not in state dict, will skip"
+NO_TRACKER = "WARNING: could not find the metadata file /w/save/latest_checkpointed_iteration.txt"
+STATE = "/w/save/rollout/global_dataset_state_dict_19.pt"
+NO_STATE = f"[2026-11-22 20:13:27] data_source.py:147 - Checkpoint {STATE} does not exist."
+READ_STATE = f"[2026-11-22 20:13:27] data_source.py:150 - load metadata from {STATE}"
+SAID = {
+    LOADED: ("loaded", 19, "/w/save"),
+    SKIPPED: ("skipped", 0, "optimizer.state.exp_avg.decoder.layers.0.weight"),
+    NO_TRACKER: ("no_tracker", 0, "/w/save/latest_checkpointed_iteration.txt"),
+    NO_STATE: ("no_dataset_state", 19, STATE),
+    NO_STATE.replace("_19", "_-1"): ("no_dataset_state", -1, STATE.replace("_19", "_-1")),
+    READ_STATE: ("dataset_state", 19, STATE),
+}
+
+
+@pytest.mark.parametrize("line", SAID)
+def test_what_is_said_about_loading_is_read_with_prefixes_and_colours(line):
+    point = parse_line(line)
+    assert point is not None and (point.kind, point.number, point.text) == SAID[line]
+    actor = "RolloutManager" if "data_source" in line else "MegatronTrainRayActor"
+    for dressed in (
+        f"({actor} pid=12) {line}",
+        f"\x1b[36m({actor} pid=12, ip=10.0.0.7)\x1b[0m {line}\r\n",
+        f"({actor} pid=12) {line} [repeated 7x across cluster]",
+        f"(pid=12) {line}",
+    ):
+        assert parse_line(dressed) == point, dressed
+
+
+@pytest.mark.parametrize("line", SAID)
+def test_a_process_that_cannot_know_is_not_believed(line):
+    wrong = "MegatronTrainRayActor" if "data_source" in line else "RolloutManager"
+    assert parse_line(f"({wrong} pid=12) {line}") is None
+
+
+@pytest.mark.parametrize("line", SAID)
+def test_words_about_loading_inside_other_text_are_not_trusted(line):
+    for text in (f"First rollout sample: ['{line}']", f"he said {line}", f"{line} and went on", f"label: {line}"):
+        assert parse_line(text) is None, text
+
+
+def test_the_same_words_about_another_folder_are_another_point():
+    parser = ProgressParser()
+    assert parser.feed(LOADED) is not None
+    assert parser.feed(LOADED) is None
+    assert parser.feed(LOADED.replace("/w/save", "/w/ref")) is not None
+
+
+def test_lines_that_the_stand_in_writes_are_read_as_slimes():
+    assert parse_line(format_skipped("a.b")) == Point("skipped", 0)
+    assert parse_line(format_scheduled(3, Path("/w"))) is None  # nothing is on the disk yet
+    assert "scheduled an async checkpoint save at iteration       3 to /w" in format_scheduled(3, Path("/w"))
+
+
+def test_a_point_of_the_hook_says_so():
+    line = json.dumps({"kind": "rollout", "number": 4, "values": {"data/first_index": 8}})
+    point = parse_hook_line(line)
+    assert point is not None and point.hook
+    assert parse_line(STEP).hook is False
