@@ -169,7 +169,11 @@ class StageSection(Section):
     )
     num_rollout: int | None = Field(None, ge=1, description="Total rollouts (slime's --num-rollout), not 'more'.")
     num_epoch: int | None = Field(None, ge=1, description="Epochs over the data instead of num_rollout.")
-    save_interval: int = Field(20, ge=1, description="Rollouts between checkpoints.")
+    save_interval: Annotated[int, Field(ge=1)] | Literal["auto"] = Field(
+        20,
+        description="Rollouts between checkpoints; 'auto' works it out from what saving costs and how often pods are "
+        "lost.",
+    )
     args: dict[str, FlagValue] = Field(
         default_factory=dict, description="Any other slime flag, without dashes in front, e.g. lr: 1e-5."
     )
@@ -199,13 +203,53 @@ class RLSection(StageSection):
 class CheckpointSection(Section):
     """Where sealed checkpoints are kept."""
 
-    store: str = Field(
-        "folder:~/.trainstack/store", description="Store URI: folder:<path>. The path must be visible from the pod."
+    store: str | list[str] = Field(
+        "folder:~/.trainstack/store",
+        description="Where sealed checkpoints go: s3://bucket/prefix, hub://user/repo, volume:/mnt/..., folder:<path> "
+        "(one machine). A list is tried nearest first, and each gets every checkpoint it can take.",
     )
-    keep: int = Field(3, ge=1, description="Newest checkpoints of a stage to keep.")
+    keep: int = Field(3, ge=1, description="Newest checkpoints of a stage to keep, milestones besides.")
     final_upload_minutes: float = Field(
-        30, gt=0, description="Longest wait for the last checkpoint to be in the store when training has ended."
+        30, gt=0, description="Longest wait for the last checkpoint to be in the stores when training has ended."
     )
+    max_upload_mbit_s: float | None = Field(
+        None, gt=0, description="Most that uploads may take of the pod's network, Mbit/s. Empty: all there is."
+    )
+    store_patience_minutes: float = Field(
+        10,
+        ge=0,
+        description="How long a new attempt waits for a store that does not answer and may have a newer checkpoint.",
+    )
+
+    @property
+    def stores(self) -> list[str]:
+        """Store URIs, nearest first."""
+        return [self.store] if isinstance(self.store, str) else list(self.store)
+
+    @field_validator("store")
+    @classmethod
+    def _some_store(cls, value: str | list[str]) -> str | list[str]:
+        if not value or (isinstance(value, list) and len(set(value)) != len(value)):
+            raise ValueError("name at least one store, each once")
+        return value
+
+
+class MilestoneSection(Section):
+    """Checkpoints that are kept for good, and pushed to the Hugging Face Hub if `push_to` says where."""
+
+    interval: int | None = Field(None, ge=1, description="Every so many iterations one is a milestone.")
+    best: str | None = Field(
+        None, description="The best value of this figure marks one: reward, loss, eval/<name>. Needs no interval."
+    )
+    at_end: bool = Field(True, description="The last checkpoint of a stage is one.")
+    push_to: str | None = Field(
+        None,
+        pattern=r"^hub://[^/@\s]+/[^/@\s]+(@[^@\s]+)?$",
+        description="Model repo for milestones: hub://user/repo, or with @branch. '{stage}' becomes the stage.",
+    )
+    public: bool = Field(False, description="Make the repo public when it is made. Default: private.")
+    whole: bool = Field(False, description="Push optimizer and data state too, not the weights only.")
+    rollouts: bool = Field(False, description="Push the rollout trajectories along.")
 
 
 class Recipe(Section):
@@ -220,6 +264,7 @@ class Recipe(Section):
     sft: StageSection | None = Field(None, description="Supervised fine-tuning; leave out to skip.")
     rl: RLSection | None = Field(None, description="Reinforcement learning; leave out to skip.")
     checkpoint: CheckpointSection = Field(default_factory=CheckpointSection)
+    milestones: MilestoneSection = Field(default_factory=MilestoneSection)
     api_url: str | None = Field(
         None, description="Public URL of the Prefect API for the pod. Empty: a reverse tunnel to the API in use here."
     )
@@ -228,7 +273,9 @@ class Recipe(Section):
         default_factory=list,
         description="Names of environment variables to hand to the pod over SSH standard input, e.g. HF_TOKEN.",
     )
-    max_attempts: int = Field(4, ge=1, le=50, description="Attempts a stage may take in one call of the pipeline.")
+    max_attempts: int = Field(
+        4, ge=1, le=50, description="Attempts in a row that may end without the stage having got any further."
+    )
     heartbeat_s: float = Field(10, ge=1, le=60, description="Seconds between a stage's heartbeats.")
 
     def stage(self, name: StageName) -> StageSection:
@@ -337,6 +384,14 @@ def _find(path: Path) -> Path:
     raise UserError(f"Recipe not found: {path} (looked at {', '.join(map(str, candidates))}).")
 
 
+def _resolve_store(uri: str, folder: Path) -> str:
+    kind, _, where = uri.partition(":")
+    if kind != "folder":
+        return uri
+    default = where == "~/.trainstack/store"
+    return f"folder:{home() / 'store' if default else (folder / Path(where).expanduser()).resolve()}"
+
+
 def resolve(recipe: Recipe, folder: Path | None = None) -> Recipe:
     """Fill in what depends on this machine: absolute data paths, the store's folder, the RL stage's start.
 
@@ -354,9 +409,6 @@ def resolve(recipe: Recipe, folder: Path | None = None) -> Recipe:
         if isinstance(section, RLSection) and section.init is None and recipe.sft is not None:
             update["init"] = "sft"
         changes[name] = section.model_copy(update=update)
-    kind, _, where = recipe.checkpoint.store.partition(":")
-    if kind == "folder":
-        default = where == "~/.trainstack/store"
-        where = str(home() / "store") if default else str((folder / Path(where).expanduser()).resolve())
-        changes["checkpoint"] = recipe.checkpoint.model_copy(update={"store": f"folder:{where}"})
+    stores = [_resolve_store(uri, folder) for uri in recipe.checkpoint.stores]
+    changes["checkpoint"] = recipe.checkpoint.model_copy(update={"store": stores[0] if len(stores) == 1 else stores})
     return recipe.model_copy(update=changes)

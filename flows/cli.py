@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -81,6 +82,58 @@ def status(
         print(json.dumps(found, indent=2))
     else:
         out.print(status_view(found) if isinstance(found, dict) else runs_table(found))
+
+
+@app.command()
+def report(
+    run_id: RunId,
+    picture: Annotated[Path | None, typer.Option(help="Write the time line to this PNG file.")] = None,
+) -> None:
+    """Show what a run took and what its interruptions cost: effective training time, each loss, cost."""
+    from prefect.client.orchestration import get_client
+
+    from tasks.control_plane import known_api
+    from tasks.report import report_of
+    from tasks.report_view import show_report
+    from tasks.timeline import timeline_png
+
+    known_api()
+    with get_client(sync_client=True) as client:
+        found = report_of(client, check_run_id(run_id))
+    show_report(out, found)
+    if picture:
+        picture.write_bytes(timeline_png(found))
+        err.print(f"time line: {picture}")
+
+
+@app.command()
+def push(
+    run_id: RunId,
+    to: Annotated[str, typer.Option(help="hub://user/repo or hub://user/repo@branch; made when missing, private.")],
+    stage: Annotated[str | None, typer.Option(help="sft or rl; default: the later one that has a checkpoint.")] = None,
+    iteration: Annotated[int | None, typer.Option(help="Which checkpoint; default: the newest.")] = None,
+    public: Annotated[bool, typer.Option("--public", help="Make the repo public, if it must be made.")] = False,
+    whole: Annotated[bool, typer.Option("--whole", help="Optimizer and data state too, not the weights only.")] = False,
+) -> None:
+    """Push a sealed checkpoint to the Hugging Face Hub: inside a pod, through the run's pod, or from the store."""
+    from tasks.push_files import as_data, push_from_save_dir
+
+    if stage not in (None, "sft", "rl"):
+        raise UserError(f"--stage {stage!r}: expected sft or rl.")
+    pod = Path.home() / "trainstack"
+    if (pod / "runs" / check_run_id(run_id)).is_dir():  # we are inside the pod
+        done = as_data(push_from_save_dir(pod, run_id, stage, iteration, to, public=public, whole=whole))
+    else:
+        from prefect.client.orchestration import get_client
+
+        from tasks.control_plane import known_api
+        from tasks.push_checkpoint import push_run
+
+        known_api()
+        with get_client(sync_client=True) as client:
+            said = partial(err.print, highlight=False, markup=False)
+            done = push_run(client, run_id, to, stage=stage, iteration=iteration, log=said, public=public, whole=whole)
+    out.print(f"{done['url']}\nrevision {done['revision']}, {done['files']} files", highlight=False)
 
 
 @app.command()

@@ -19,9 +19,11 @@ from plugins.errors import Fenced, TrainstackError
 from tasks import artifacts
 from tasks.pictures import curve_png
 from tasks.redact import redactor
+from tasks.stage_attempt import Stage, StageEnded
 from tasks.stage_contract import StageOrder, StageResult, artifact_key
 from tasks.stage_reporter import StageReporter
-from tasks.train_stage import Stage, StageEnded, train_stage
+from tasks.stores import SECRET_NAMES
+from tasks.train_stage import train_stage
 
 LONGEST_LINE = 2000
 OVER = {"loss": "optimizer step"}
@@ -32,7 +34,7 @@ CANCEL_STATES = frozenset({"Cancelling", "Cancelled"})
 def slime_stage(order: StageOrder) -> State[Any]:
     """Train one stage on this pod: restore, start the trainer, follow it, seal and publish its checkpoints."""
     logger = get_run_logger()
-    redact = redactor(order.recipe.secrets)
+    redact = redactor([*order.recipe.secrets, *SECRET_NAMES])
     own_id = UUID(str(flow_run.id))
 
     def log(message: str) -> None:
@@ -85,7 +87,11 @@ def _draw(stage: Stage, own_id: UUID) -> None:
 
 def _publish(result: StageResult, own_id: UUID) -> None:
     with get_client(sync_client=True) as client:
-        row = {**result.model_dump(mode="json"), "export": Path(result.export_uri or "").name}
+        row = {**result.model_dump(mode="json", exclude={"proof"}), "export": Path(result.export_uri or "").name}
         key = artifact_key(result.run_id, result.stage, "result")
         rows = [{"what": name, "value": value} for name, value in row.items()]
         artifacts.put_table(client, own_id, key, rows, f"Result of {result.stage}, attempt {result.attempt}")
+        if result.proof:
+            key = artifact_key(result.run_id, result.stage, "start")
+            title = f"What showed where {result.stage}, attempt {result.attempt}, started"
+            artifacts.put_table(client, own_id, key, result.proof, title)

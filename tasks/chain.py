@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any, TypeVar
 from uuid import UUID
 
@@ -23,38 +24,46 @@ from prefect.runtime import flow_run as runtime
 from prefect.states import Cancelled, Completed, Failed
 
 from blocks.recipe import Recipe, RLSection, StageName, check_run_id, load_recipe, resolve
-from plugins.checkpoints.stores.open import open_store
 from plugins.errors import ControlPlaneError, PodLost, TrainstackError, UserError
 from plugins.lium import budget
 from plugins.lium.pods import PodRow
 from tasks import artifacts
 from tasks.api_door import ApiDoor
+from tasks.assets import show_asset
 from tasks.check_recipe import Checked, check_recipe_task
 from tasks.control_plane import ensure_deployments
 from tasks.lium_account import git_commit, open_account
 from tasks.local_servers import CODE_ROOT
+from tasks.pod_ledger import was_lost
 from tasks.pod_link import open_link
 from tasks.prefect_board import CANCEL_TYPES, PrefectBoard
 from tasks.provision_pod import drop_pod, provision_pod
 from tasks.release_pod import release_pods, undisturbed
+from tasks.report import publish
 from tasks.run import PodLink, Run, RunCancelled, RunEnded
 from tasks.run_stage import (
     SAME_CRASHES,
     Attempt,
     AttemptEnd,
-    durable_before,
+    beats_before,
+    durable_in,
     finished_result,
     living_attempt,
     next_attempt,
     submit,
+    trained_in,
 )
-from tasks.stage_contract import InitFrom, StageOrder, StageResult, artifact_key, run_tag
+from tasks.save_interval import Bounds, choose_interval
+from tasks.stage_contract import Heartbeat, InitFrom, StageOrder, StageResult, artifact_key, run_tag
 from tasks.steering import sole_steering, take_over
+from tasks.stores import stores_here
 from tasks.sync_checkpoint import sync_checkpoint
 from tasks.warm_pods import hold_warm
 
 T = TypeVar("T")
 SILENCE_LOOK_S = 5.0
+SHAPE = "model_shape"
+_SIGNATURE = re.compile(r"(?P<at>before its first iteration|at iteration \d+) \[(?P<cause>.*?)\]\. Its last lines:")
 OUTAGE_S, OUTAGE_LOOK_S = 3600.0, 10.0
 
 
@@ -107,7 +116,7 @@ def _carry(
     document = recipe.model_dump_json(indent=1, exclude_none=True)
     artifacts.put_json(client, own_id, artifact_key(run_id, "recipe"), document, "The recipe as it was resolved")
     ensure_deployments(client)
-    store = open_store(recipe.checkpoint.store)
+    store = stores_here(recipe, log)
     account = open_account(recipe)
     with (
         ApiDoor(recipe, str(client.api_url), log) as door,
@@ -122,7 +131,12 @@ def _carry(
         ) as run,
     ):
         run.lineage = _lineage(recipe, checked)
-        results, cost = carry_stages(run, stages, checked)
+        try:
+            results, cost = carry_stages(run, stages, checked)
+        finally:
+            _guarded(log, lambda: publish(client, run_id, own_id))
+        for result in results:
+            _guarded(log, partial(_record, run, result, checked))
         summary = {"run_id": run_id, "cost_usd": round(cost, 4), "stages": [r.model_dump(mode="json") for r in results]}
         _summarise(run, results, cost)
         return Completed(message=json.dumps(summary))
@@ -181,8 +195,11 @@ class _Chain:
             if _recipe_changed(run, done):
                 run.log(f"WARNING {name} was trained with another recipe; to train with this one, use a new run id")
             return done.model_copy(update={"outcome": "already complete"})
+        self._outlast(lambda: _check_shape(run, name))
         problems: list[str] = []
-        for _ in range(run.recipe.max_attempts):
+        stuck, best = 0, self._outlast(lambda: durable_in(beats_before(run, name)))
+        while stuck < run.recipe.max_attempts:
+            stuck += 1
             try:
                 attempt = self._outlast(lambda: self._begin(name, retry=bool(problems)))
             except UnusablePod as unusable:
@@ -196,13 +213,16 @@ class _Chain:
                 return self._synced(attempt)
             problems.append(attempt.problem)
             run.log(f"WARNING {name} attempt {attempt.number}: {end}: {attempt.problem}")
+            reached = attempt.beat.durable if attempt.beat else None
+            if reached is not None and (best is None or reached > best):
+                stuck, best = 0, reached  # losses that let the run get further may go on for weeks
             if end is AttemptEnd.TRAINER_FAILED and _same_failures(problems):
-                said = attempt.problem.removeprefix("TrainerFailed: ")
+                said = attempt.problem.partition(": ")[2]
                 raise UserError(f"{name} failed {SAME_CRASHES} times in the same way. {said}")
             if end is AttemptEnd.POD_LOST:
                 self._drop_pod(attempt.problem)
         raise UserError(
-            f"Run {run.run_id}: {name} did not finish in {run.recipe.max_attempts} attempts (max_attempts). "
+            f"Run {run.run_id}: {name} got no further in {run.recipe.max_attempts} attempts in a row (max_attempts). "
             f"The last one: {problems[-1]}"
         )
 
@@ -273,6 +293,7 @@ class _Chain:
     def _order(self, name: StageName, pod: PodLink) -> StageOrder:
         run, data = self._run, self._checked.data.get(name)
         remote = self._on_pod(lambda: pod.upload([(data.path, data.sha256)]))[0] if data else None
+        beats = beats_before(run, name)
         return StageOrder(
             run_id=run.run_id,
             stage=name,
@@ -282,7 +303,9 @@ class _Chain:
             data_path=remote,
             data_rows=data.rows if data else None,
             init=self._init(name),
-            durable=durable_before(run, name),
+            durable=durable_in(beats),
+            trained=trained_in(beats),
+            save_interval=self._save_interval(name, beats),
             lineage={**run.lineage, "pod": pod.name, "pod_id": pod.row.id, "data_sha256": data.sha256 if data else ""},
         )
 
@@ -299,7 +322,41 @@ class _Chain:
                 f"rl.init is '{section.init}', but {self._run.store.uri} has no checkpoint of {run_id}/{stage}. Run "
                 "that stage first, or leave init out to start from model.hf_checkpoint."
             )
-        return InitFrom(run_id=run_id, stage=newest.stage, iteration=newest.iteration)
+        return InitFrom(
+            run_id=run_id,
+            stage=newest.stage,
+            iteration=newest.iteration,
+            uri=self._run.store.uri_of(newest),
+            revision=newest.digest(),
+        )
+
+    def _save_interval(self, name: StageName, beats: list[Heartbeat]) -> int:
+        """Rollouts between checkpoints: the recipe's, or worked out from what this run has seen so far."""
+        run, section = self._run, self._run.recipe.stage(name)
+        if section.save_interval != "auto":
+            return section.save_interval
+        rows, now = run.ledger.known(), run.clock.now()
+        measured = next((beat for beat in beats if beat.save_s is not None and beat.iteration_s is not None), None)
+        last = self._checked.last.get(name)
+        save_s = measured.save_s if measured else None
+        iteration_s = measured.iteration_s if measured else None
+        if measured and save_s is not None and iteration_s is not None:  # which was measured with the saves in it
+            iteration_s = max(iteration_s / 10, iteration_s - save_s / (measured.save_interval or 1))
+        found = choose_interval(
+            save_s,
+            iteration_s,
+            losses=sum(was_lost(row) for row in rows if row["id"]),
+            observed_s=sum(charge.seconds(now) for charge in run.ledger.charges()),
+            tier=next((row["tier"] for row in reversed(rows) if row["tier"]), None),
+            bounds=Bounds(total=None if last is None else last + 1),
+        )
+        run.log(f"{name} saves {found.reason}")
+        run.board.show_table(
+            f"{name}-save-interval",
+            [{"rollouts": found.rollouts, "seconds": found.seconds, "why": found.reason}],
+            f"How often {name} saves (save_interval: auto)",
+        )
+        return found.rollouts
 
     def _outlast(self, act: Callable[[], T]) -> T:
         """Do something, waiting out an outage of Prefect or Lium. Raises ControlPlaneError after `OUTAGE_S`."""
@@ -344,14 +401,49 @@ def _cancelled_meanwhile(own_id: UUID) -> bool:
         return state is not None and state.type in CANCEL_TYPES
 
 
+def _guarded(log: Callable[[str], None], show: Callable[[], None]) -> None:
+    try:
+        show()
+    except Exception as error:  # what is only shown must not change how the run ended
+        log(f"WARNING not shown in Prefect: {type(error).__name__}: {error}")
+
+
+def _record(run: Run, result: StageResult, checked: Checked) -> None:
+    """The stage's last checkpoint as an asset, with what it was made from."""
+    newest = run.store.latest(result.run_id, result.stage)
+    if newest is None:
+        return
+    data, base = checked.data.get(result.stage), run.recipe.model.hf_checkpoint
+    made_from = [newest.parent, f"file:{data.path}" if data else None, f"file:{base}" if base else None]
+    show_asset(newest, run.store.uri_of(newest), [source for source in made_from if source])
+
+
 def _lineage(recipe: Recipe, checked: Checked) -> dict[str, str]:
     return {
         "recipe": recipe.name,
         "recipe_sha256": recipe.digest(),
         "git_commit": git_commit(CODE_ROOT),
         "image": recipe.pod.image or recipe.pod.template_id or "",
+        SHAPE: _shape(recipe),
         **{f"data_{name}_sha256": data.sha256 for name, data in checked.data.items()},
     }
+
+
+def _shape(recipe: Recipe) -> str:
+    """The model's architecture as the recipe says it: weights of another one cannot be loaded."""
+    return json.dumps({"name": recipe.model.name, **recipe.model.args}, sort_keys=True)
+
+
+def _check_shape(run: Run, name: StageName) -> None:
+    """Raise UserError, before anything is rented, when the checkpoint to go on from is of another model."""
+    newest = run.store.latest(run.run_id, name)
+    trained = newest.lineage.get(SHAPE) if newest else None
+    if newest is not None and trained is not None and trained != _shape(run.recipe):
+        raise UserError(
+            f"Run {run.run_id}: {name} would go on from iteration {newest.iteration} in {run.store.uri}, which is of "
+            f"another model: it was trained with {trained}, the recipe's `model:` says {_shape(run.recipe)}. Use the "
+            "old model, or a new --run-id to start from zero."
+        )
 
 
 def _still_stored(run: Run, result: StageResult) -> bool:
@@ -376,9 +468,10 @@ def _same_failures(problems: list[str]) -> bool:
 
 
 def _gist(problem: str) -> tuple[str, str]:
-    """What ended the trainer and its last line, without numbers: attempts, times and addresses always differ."""
-    lines = [re.sub(r"\d+", "#", line) for line in problem.splitlines() if line.strip()]
-    return (lines[0], lines[-1]) if lines else ("", "")
+    """Where a trainer failed and how: the iteration, and the signature that its stage worked out (`failure.py`)."""
+    if found := _SIGNATURE.search(problem):
+        return found["at"], found["cause"]
+    return "", re.sub(r"\d+", "#", problem.partition("\n")[0])
 
 
 def _summarise(run: Run, results: list[StageResult], cost: float) -> None:

@@ -8,7 +8,6 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from blocks.recipe import Recipe, StageName
-from plugins.checkpoints.stores.open import open_store
 from plugins.errors import Refused, UserError
 from plugins.lium.offers import Ranking
 from plugins.lium.rent_inputs import image_reference
@@ -18,6 +17,8 @@ from plugins.slime.prompt_data import inspect
 from plugins.tinyslime.flags import known_flags, parse
 from tasks.lium_account import check_money, rents_locally
 from tasks.plan import check_budget, wish_of
+from tasks.save_interval import DEFAULT_ROLLOUTS
+from tasks.stores import store_env, stores_here
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,6 @@ def check_recipe(recipe: Recipe, stages: list[StageName]) -> Checked:
         image_reference(recipe.pod.image)
     check_budget(recipe.pod, Ranking((), (), wish_of(recipe), 0.0))
     _check_store(recipe)
-    open_store(recipe.checkpoint.store).check()
     data: dict[StageName, StageData] = {}
     last: dict[StageName, int | None] = {}
     for name in stages:
@@ -65,12 +65,21 @@ check_recipe_task = task(name="check-recipe", cache_policy=NO_CACHE, persist_res
 
 
 def _check_store(recipe: Recipe) -> None:
-    if recipe.checkpoint.store.startswith("folder:") and not rents_locally(recipe):
-        raise Refused(
-            f"Recipe '{recipe.name}': checkpoint.store: a rented pod cannot see the folder "
-            f"{recipe.checkpoint.store}, so its "
-            "checkpoints would be lost with the pod. Folder stores are for the emulator."
-        )
+    """Refuse a store that would lose checkpoints, then prove by writing that each can be written."""
+    for uri in recipe.checkpoint.stores:
+        if uri.startswith("folder:") and not rents_locally(recipe):
+            raise Refused(
+                f"Recipe '{recipe.name}': checkpoint.store: a rented pod cannot see the folder {uri}, so its "
+                "checkpoints would be lost with the pod. Folder stores are for the emulator; name "
+                "s3://bucket/prefix or hub://user/repo."
+            )
+        if uri.startswith("volume:") and not recipe.pod.volume:
+            raise UserError(
+                f"Recipe '{recipe.name}': pod.volume: missing; checkpoint.store {uri} is on the volume that the pod "
+                "mounts"
+            )
+    store_env(recipe)
+    stores_here(recipe).check()
 
 
 def _check_data(recipe: Recipe, name: StageName) -> StageData | None:
@@ -120,7 +129,7 @@ def _check_command(recipe: Recipe, name: StageName, data: StageData | None) -> i
                 rollout_dir=here,
                 data=data.path if data else None,
                 env_url="http://127.0.0.1:1" if name == "rl" else None,
-                save_interval=section.save_interval,
+                save_interval=DEFAULT_ROLLOUTS if section.save_interval == "auto" else section.save_interval,
                 num_rollout=section.num_rollout,
                 num_epoch=section.num_epoch,
                 data_rows=data.rows if data else None,

@@ -37,6 +37,8 @@ EMPTY: Row = {
     "fit": False,
     "claimed": False,
     "rented_at": None,
+    "running_at": None,
+    "ready_at": None,
     "ended_at": None,
     "cost_usd": None,
     "why": "",
@@ -55,6 +57,11 @@ def read_ledger(client: SyncPrefectClient, run_id: str) -> list[Row]:
     """The ledger of any run, for people who look at it."""
     found = artifacts.rows_of(artifacts.newest(client, artifact_key(run_id, "pods")))
     return [EMPTY | row for row in found]
+
+
+def was_lost(row: Row) -> bool:
+    """Whether a pod that could take stages ended before its time; one that never got ready was no loss."""
+    return bool(row["why"]) and row["ended_at"] is not None and row["ready_at"] is not None
 
 
 def charge_of(row: Row) -> Charge | None:
@@ -127,6 +134,8 @@ class PodLedger:
         known: Row = {"id": pod.id, "state": pod.status, "intent": None}
         if pod.price_per_hour is not None:
             known["price_per_hour"] = pod.price_per_hour
+        if pod.status == "RUNNING" and not any(row["running_at"] for row in self._rows if row["name"] == pod.name):
+            known["running_at"] = self._time()
         if any(row["name"] == pod.name and row["ended_at"] is None for row in self._fresh()):
             self._change(pod.name, **known, **self._rented_later(pod))
         else:
@@ -135,6 +144,11 @@ class PodLedger:
     def passed_preflight(self, name: str) -> None:
         """Note that the pod was checked and is what was paid for."""
         self._change(name, fit=True)
+
+    def ready(self, name: str) -> None:
+        """Note that the pod can take stages: its worker is online."""
+        if not any(row["ready_at"] for row in self.open() if row["name"] == name):
+            self._change(name, ready_at=self._time())
 
     def fit(self, name: str) -> bool:
         """Whether the pod was checked already, by this run."""

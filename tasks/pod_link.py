@@ -17,11 +17,14 @@ from plugins.lium.pods import PodRow
 from plugins.lium.preflight import Check, Limits, preflight
 from plugins.lium.tunnel import PodConnection, known_hosts_file
 from tasks.api_door import ApiDoor
+from tasks.checkpoint_size import checkpoint_gb
 from tasks.run import Run
 from tasks.stage_contract import WORK_POOL
+from tasks.stores import store_env
 
 CONNECT_S = 120.0
 WORKER_S = 180.0
+PROBE_S = 10.0  # the steering loop waits for it; no answer is asked again, and counts only after unreachable_after_s
 
 
 class SshLink:
@@ -39,7 +42,8 @@ class SshLink:
 
     def preflight(self) -> list[Check]:
         """Look at GPUs, disk, network, clock and the way to the API."""
-        return preflight(self.connection, limits_of(self._run.recipe, self.api_url), self._run.clock.now)
+        limits = limits_of(self._run.recipe, self.api_url, checkpoint_gb(self._run))
+        return preflight(self.connection, limits, self._run.clock.now)
 
     def ensure_worker(self) -> None:
         """See that supervisor, Ray and worker run on the pod, and wait until the worker is online."""
@@ -74,7 +78,7 @@ class SshLink:
     def probe(self, attempt_id: object) -> Probe:
         """Whether a process of the attempt runs on the pod."""
         marker = f"PREFECT__FLOW_RUN_ID={attempt_id}"
-        seen = self.connection.run(f"grep -lsz '^{marker}$' /proc/[0-9]*/environ", timeout_s=30)
+        seen = self.connection.run(f"grep -lsz '^{marker}$' /proc/[0-9]*/environ", timeout_s=PROBE_S)
         return Probe.RUNNING if seen.stdout.strip() else Probe.GONE
 
     def shut_out(self) -> None:
@@ -115,7 +119,7 @@ def open_link(run: Run, row: PodRow, door: ApiDoor) -> SshLink:
         raise
 
 
-def limits_of(recipe: Recipe, api_url: str | None) -> Limits:
+def limits_of(recipe: Recipe, api_url: str | None, checkpoint_gb: float | None = None) -> Limits:
     """What the preflight holds a pod of this recipe to."""
     pod, own = recipe.pod, recipe.pod.preflight
     _, at, digest = (pod.image or "").partition("@")
@@ -129,6 +133,7 @@ def limits_of(recipe: Recipe, api_url: str | None) -> Limits:
         min_disk_write_mb_s=own.min_disk_write_mb_s,
         min_download_mbps=own.min_download_mbps or pod.min_download_mbps,
         download_url=own.download_url,
+        checkpoint_gb=checkpoint_gb,
         max_clock_skew_s=own.max_clock_skew_s,
         min_shm_gb=own.min_shm_gb,
         api_url=api_url,
@@ -141,20 +146,24 @@ def check_store_is_shared(run: Run, connection: PodConnection) -> None:
 
     Raises UserError: a checkpoint would die with the pod.
     """
-    kind, _, folder = run.store.uri.partition(":")
-    if kind != "folder":
-        return
-    probe = Path(folder) / f".seen-by-{connection.row.name}"
+    for uri in run.recipe.checkpoint.stores:
+        kind, _, folder = uri.partition(":")
+        if kind == "folder":
+            _check_shared(uri, Path(folder), connection)
+
+
+def _check_shared(uri: str, folder: Path, connection: PodConnection) -> None:
+    probe = folder / f".seen-by-{connection.row.name}"
     try:
         probe.touch()
         seen = connection.run(["test", "-f", str(probe)], timeout_s=30).rc == 0
     except OSError as error:
-        raise StoreError(f"{run.store.uri} cannot be written: {error}") from error
+        raise StoreError(f"{uri} cannot be written: {error}") from error
     finally:
         probe.unlink(missing_ok=True)
     if not seen:
         raise UserError(
-            f"checkpoint.store {run.store.uri} is not the same folder on pod {connection.row.name}, so its "
+            f"checkpoint.store {uri} is not the same folder on pod {connection.row.name}, so its "
             "checkpoints would be lost with the pod. On the emulator use the default store; a rented pod cannot see "
             "this machine's folders."
         )
@@ -169,6 +178,7 @@ def boot_document(recipe: Recipe, run_id: str, row: PodRow, api_env: dict[str, s
     if missing:
         raise UserError(f"The recipe's 'secrets:' names {', '.join(missing)}, which this environment does not have.")
     env = {
+        **store_env(recipe),
         **{name: os.environ[name] for name in recipe.secrets},
         **api_env,
         "PREFECT_CLIENT_MAX_RETRIES": "9",

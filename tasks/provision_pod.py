@@ -254,6 +254,7 @@ def make_ready(run: Run, row: PodRow) -> PodLink:
             check_fit(run, link)
             run.ledger.passed_preflight(ready.name)
         link.ensure_worker()
+        run.ledger.ready(ready.name)
     except BaseException:
         link.close()
         raise

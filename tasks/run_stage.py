@@ -5,6 +5,7 @@ cancel of a flow started as plain `python`. Each attempt is a flow run of its ow
 again, because Prefect does not fence attempts (prefect.md 0, fact 4).
 """
 
+from collections.abc import Iterable
 from enum import StrEnum
 
 from blocks.recipe import StageName
@@ -97,7 +98,7 @@ class Attempt:
         if record.state == "CRASHED":
             return AttemptEnd.CRASHED
         kind, _, text = record.message.partition(": ")
-        if kind == "TrainerFailed":
+        if kind in ("TrainerFailed", "ResumeUnproved"):
             return AttemptEnd.TRAINER_FAILED
         if kind == "StoreError":
             raise StoreError(text)
@@ -239,10 +240,20 @@ def next_attempt(run: Run, stage: StageName) -> int:
     return 1 + max((found.number for found in run.board.attempts(stage)), default=0)
 
 
-def durable_before(run: Run, stage: StageName) -> int | None:
+def beats_before(run: Run, stage: StageName) -> list[Heartbeat]:
+    """The last heartbeat of each earlier attempt that had one, newest attempt first."""
+    beats = (run.board.heartbeat(stage, found.id)[0] for found in run.board.attempts(stage))
+    return [beat for beat in beats if beat is not None]
+
+
+def durable_in(beats: Iterable[Heartbeat]) -> int | None:
     """The newest iteration that an earlier attempt reported durable: a stage that had one never starts from zero."""
-    beats = [run.board.heartbeat(stage, found.id)[0] for found in run.board.attempts(stage)]
-    return max((beat.durable for beat in beats if beat is not None and beat.durable is not None), default=None)
+    return max((beat.durable for beat in beats if beat.durable is not None), default=None)
+
+
+def trained_in(beats: Iterable[Heartbeat]) -> int | None:
+    """The newest iteration that an earlier attempt trained, durable or not."""
+    return max((beat.iteration for beat in beats if beat.iteration is not None), default=None)
 
 
 def finished_result(run: Run, stage: StageName) -> StageResult | None:

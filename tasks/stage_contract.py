@@ -24,6 +24,8 @@ class InitFrom(BaseModel):
     run_id: str
     stage: StageName
     iteration: int
+    uri: str | None = Field(None, description="Where that checkpoint is.")
+    revision: str | None = Field(None, description="Digest of its manifest: these bytes and no others.")
 
 
 class StageOrder(BaseModel):
@@ -40,7 +42,18 @@ class StageOrder(BaseModel):
     data_rows: int | None = None
     init: InitFrom | None = None
     durable: int | None = Field(None, description="Newest iteration that earlier attempts reported durable.")
+    trained: int | None = Field(None, description="Newest iteration that earlier attempts reported trained.")
+    save_interval: int = Field(20, ge=1, description="Rollouts between checkpoints of this attempt.")
     lineage: dict[str, str] = Field(default_factory=dict, description="Recipe digest, git commit, data hash, image.")
+
+
+class Milestone(BaseModel):
+    """One checkpoint pushed to the Hub."""
+
+    iteration: int
+    reason: str
+    url: str
+    revision: str
 
 
 class StageResult(BaseModel):
@@ -58,6 +71,8 @@ class StageResult(BaseModel):
     first: dict[str, float] = Field(default_factory=dict, description="First value of each figure: loss, reward.")
     last: dict[str, float] = Field(default_factory=dict)
     seconds: dict[str, float] = Field(default_factory=dict, description="Wall seconds by phase of the stage.")
+    proof: list[dict[str, str]] = Field(default_factory=list, description="What showed that a resume resumed.")
+    milestones: list[Milestone] = Field(default_factory=list, description="What was pushed to the Hub.")
 
 
 class Heartbeat(BaseModel):
@@ -74,6 +89,17 @@ class Heartbeat(BaseModel):
     durable: int | None = None
     gpu_percent: float | None = Field(None, description="Mean use of the pod's GPUs; None where nobody can tell.")
     warning: str | None = None
+    uploading: list[str] = Field(default_factory=list, description="What is being sent to the stores now.")
+    restored: int | None = Field(None, description="Iteration the attempt was restored from; None = cold start.")
+    first_iteration: int | None = Field(None, description="First iteration this attempt trained.")
+    first_new_at: float | None = Field(
+        None, description="When the first iteration was done that no earlier attempt had trained; epoch seconds."
+    )
+    last_iteration_at: float | None = Field(None, description="When the newest iteration was done; epoch seconds.")
+    seconds: dict[str, float] = Field(default_factory=dict, description="Wall seconds by phase so far.")
+    save_interval: int | None = Field(None, description="Rollouts between checkpoints of this attempt.")
+    save_s: float | None = Field(None, description="Seconds that saving holds up training, as the trainer says.")
+    iteration_s: float | None = Field(None, description="Mean seconds of one iteration, saves included.")
 
 
 def run_tag(run_id: str) -> str:
@@ -109,5 +135,6 @@ def describe(beat: Heartbeat) -> str:
     words += [f"reward {beat.reward:.3f}"] if beat.reward is not None else []
     words += [f"GPU {beat.gpu_percent:.0f} %"] if beat.gpu_percent is not None else []
     words += [f"durable {beat.durable}"] if beat.durable is not None else []
+    words += beat.uploading
     words += [f"WARNING {beat.warning}"] if beat.warning else []
     return plain(" · ".join(words))

@@ -12,7 +12,6 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.states import Cancelled, Cancelling
 
 from blocks.recipe import Recipe
-from plugins.checkpoints.stores.open import open_store
 from plugins.errors import ControlPlaneError, UserError
 from plugins.lium.pods import PodRow
 from plugins.lium.tunnel import PodConnection, known_hosts_file
@@ -27,6 +26,7 @@ from tasks.release_pod import release_pods
 from tasks.run import Run
 from tasks.stage_contract import artifact_key
 from tasks.steering import bury_dead_pipelines
+from tasks.stores import stores_here
 
 PIPELINE_ENDS_S = 60.0
 STAGE_ENDS_S = 30.0
@@ -55,7 +55,7 @@ def stop_run(run_id: str) -> Iterator[str]:
                 recipe,
                 board=PrefectBoard(client, run_id, found[0].id),
                 account=account,
-                store=open_store(recipe.checkpoint.store),
+                store=stores_here(recipe),
                 log=said.append,
                 open_link=lambda run, row: open_link(run, row, door),
             )

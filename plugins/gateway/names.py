@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 
 STAGES = ("sft", "rl")
-WRITTEN_BY_STAGES = ("progress", "heartbeat", "curves", "result")
+WRITTEN_BY_STAGES = ("progress", "heartbeat", "curves", "result", "start")
 
 
 def stage_artifact(tags: Sequence[str], key: str) -> bool:

@@ -10,7 +10,7 @@ import time
 from typing import Any
 
 from plugins.errors import ControlPlaneError, PodLost, UserError
-from plugins.lium.tunnel import PodConnection
+from plugins.lium.tunnel import Completed, PodConnection
 
 MISSING = 66  # the exit status for "trainstack is not on this pod"
 
@@ -75,6 +75,19 @@ def start_supervisor(connection: PodConnection, boot: dict[str, Any], *, timeout
         raise UserError(f"pod {connection.row.name}: {said}: use an image that has it, or set TRAINSTACK_HOME in it")
     if done.rc != 0:
         raise PodLost(f"pod {connection.row.name} cannot run its services: {said}")
+
+
+def run_module(connection: PodConnection, module: str, stdin: bytes, timeout_s: float) -> Completed:
+    """Run `python -m MODULE` of the pod's trainstack to its end; secrets for it travel on standard input.
+
+    UserError: the pod's image has no trainstack. ControlPlaneError: SSH does not answer; it may have run.
+    """
+    script = f'{_IN_HOME}exec "$python" -m {module}\n'
+    done = connection.run(["sh", "-c", script], stdin=stdin, timeout_s=timeout_s)
+    if done.rc == MISSING:
+        said = done.stderr.decode(errors="replace").strip()
+        raise UserError(f"pod {connection.row.name}: {said}: use an image that has it, or set TRAINSTACK_HOME in it")
+    return done
 
 
 def pod_env(connection: PodConnection) -> dict[str, str]:

@@ -31,11 +31,15 @@ class Charge:
     until: float | None = None
     cost: float | None = None
 
+    def seconds(self, now: float) -> float:
+        """How long this pod has been paid for by `now`."""
+        return max(0.0, (now if self.until is None else self.until) - self.since)
+
     def usd(self, now: float) -> float:
         """What this pod has cost by `now`."""
         if self.cost is not None:
             return self.cost
-        return max(0.0, (now if self.until is None else self.until) - self.since) / 3600 * self.price_per_hour
+        return self.seconds(now) / 3600 * self.price_per_hour
 
 
 @dataclass(frozen=True)

@@ -31,6 +31,7 @@ class Limits:
     min_driver: str | None = None
     min_cuda: float | None = None
     min_disk_gb: float | None = None
+    checkpoint_gb: float | None = None
     min_disk_write_mb_s: float | None = None
     min_download_mbps: float | None = None
     download_url: str | None = None
@@ -165,12 +166,16 @@ def _cuda(said: dict[str, Said], limits: Limits) -> Check:
 
 
 def _disk_space(said: dict[str, Said], limits: Limits) -> Check:
+    two = 2 * limits.checkpoint_gb if limits.checkpoint_gb else None  # the newest, and the one being written
+    needed = max((size for size in (limits.min_disk_gb, two) if size is not None), default=None)
+
     def read(text: str) -> Found:
         spaces = [(int(free) / 1e9, path) for free, path in (line.split(" ", 1) for line in text.splitlines())]
         least, path = min(spaces)
-        return f"{least:.1f} GB in {path}", least >= (limits.min_disk_gb or 0)
+        return f"{least:.1f} GB in {path}", least >= (needed or 0)
 
-    return _judge("disk space", said["disk"], _at_least(limits.min_disk_gb, "GB"), read)
+    why = f" (two checkpoints of {limits.checkpoint_gb:.3g} GB)" if two is not None and needed == two else ""
+    return _judge("disk space", said["disk"], _at_least(needed, "GB") + why, read)
 
 
 def _disk_write(said: dict[str, Said], limits: Limits) -> Check:

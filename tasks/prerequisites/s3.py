@@ -11,8 +11,9 @@ CREDENTIALS, BUCKET = "S3 credentials", "S3 bucket"
 
 def bucket_of(recipe: Recipe | None) -> str | None:
     """The bucket of a recipe's store (`s3://bucket/prefix` or `s3:bucket/prefix`), else of the environment."""
-    store = recipe.checkpoint.store if recipe else ""
-    named = store.removeprefix("s3:").lstrip("/").partition("/")[0] if store.startswith("s3:") else ""
+    stores = recipe.checkpoint.stores if recipe else []
+    store = next((uri for uri in stores if uri.startswith("s3:")), "")
+    named = store.removeprefix("s3:").lstrip("/").partition("?")[0].partition("/")[0]
     return named or os.environ.get("TRAINSTACK_S3_BUCKET") or None
 
 

@@ -137,7 +137,12 @@ class SimStore:
         self._process.leave(call)
         if not durable:
             return None
-        return SimpleNamespace(run_id=run_id, stage=stage, iteration=durable - 1, lineage={}, files=())
+        names = {"run_id": run_id, "stage": stage, "iteration": durable - 1}
+        return SimpleNamespace(**names, lineage={}, files=(), digest=lambda: "0" * 64)
+
+    def uri_of(self, newest: Any) -> str:
+        """Where a checkpoint is."""
+        return f"{self.uri}/{newest.run_id}/{newest.stage}/{newest.iteration}"
 
 
 def _verbs(process: Process) -> Verbs:

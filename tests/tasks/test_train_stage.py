@@ -16,8 +16,9 @@ from plugins.checkpoints.stores.folder import FolderStore
 from plugins.errors import ControlPlaneError, Fenced, StoreError, UserError
 from plugins.slime import layout
 from plugins.slime.progress import format_line, format_loaded
+from tasks.stage_attempt import ResumeUnproved, Stage, StageEnded, TrainerFailed
 from tasks.stage_contract import Heartbeat, InitFrom, StageOrder
-from tasks.train_stage import Stage, StageEnded, TrainerFailed, train_stage
+from tasks.train_stage import train_stage
 from tests.plugins.checkpoints.conftest import Trainer
 
 RUN = "run-1"
@@ -37,7 +38,12 @@ class Start:
 
     def save(self, *iterations: int) -> None:
         """Save iterations as slime does, each with its log line."""
-        trainer = Trainer(Path(self.env["TRAINSTACK_SAVE_DIR"]))
+        save_dir = Path(self.env["TRAINSTACK_SAVE_DIR"])
+        trainer, load_from = Trainer(save_dir), layout.read_tracker(save_dir)
+        if self.flag("--load") and load_from is not None:
+            self.say(format_loaded(load_from, save_dir, now=NOW))
+        first = 0 if self.flag("--load") is None else (load_from or 0) + 1
+        self.say(format_line("step", first, {"train/loss": 1.0}, file="train.py", line=1, now=NOW))
         for iteration in iterations:
             trainer.save(iteration, export=True)
             self.say(format_line("step", iteration, {"train/loss": 1.0}, file="train.py", line=1, now=NOW))
@@ -143,7 +149,7 @@ def bench(tmp_path: Path) -> Bench:
 def test_a_trainer_that_reaches_its_end_gives_a_result_and_a_durable_checkpoint(bench: Bench) -> None:
     jobs = ScriptedJobs(lambda start: start.save(3, 7))
     result = train_stage(bench.stage(), jobs)
-    assert (result.outcome, result.first_iteration, result.last_iteration) == ("completed", 3, 7)
+    assert (result.outcome, result.first_iteration, result.last_iteration) == ("completed", 0, 7)
     assert (result.resumed_from, result.first, result.last) == (None, {"loss": 1.0}, {"loss": 1.0})
     assert result.checkpoint_uri == f"{bench.store.uri}/{RUN}/sft/iter_0000007"
     assert result.export_uri == f"{result.checkpoint_uri}/hf/7"
@@ -157,10 +163,11 @@ def test_a_trainer_that_reaches_its_end_gives_a_result_and_a_durable_checkpoint(
 def test_a_next_attempt_on_another_pod_resumes_from_the_store(bench: Bench) -> None:
     with pytest.raises(TrainerFailed):
         train_stage(bench.stage(), ScriptedJobs(lambda start: start.save(3), last="FAILED"))
-    jobs = ScriptedJobs(lambda start: (start.say(format_loaded(3, start.log.parent, now=NOW)), start.save(7)))
+    jobs = ScriptedJobs(lambda start: start.save(7))
     stage = bench.stage(2, root=bench.folder / "second-pod")
     result = train_stage(stage, jobs)
-    assert (result.resumed_from, result.first_iteration, result.last_iteration) == (3, 7, 7)
+    assert (result.resumed_from, result.first_iteration, result.last_iteration) == (3, 4, 7)
+    assert {row["what"]: row["verdict"] for row in result.proof}["loaded iteration"] == "ok"
     (start,) = jobs.starts
     assert start.flag("--load") == str(stage.save_dir) == start.env["TRAINSTACK_LOAD_DIR"]
     assert start.flag("--start-rollout-id") == "4"
@@ -210,9 +217,30 @@ def test_what_a_failed_trainer_completed_is_in_the_store_before_the_stage_ends(b
 def test_a_trainer_that_loaded_another_iteration_than_the_restored_one_has_failed(bench: Bench) -> None:
     with pytest.raises(TrainerFailed):
         train_stage(bench.stage(), ScriptedJobs(lambda start: start.save(3), "FAILED"))
-    jobs = ScriptedJobs(lambda start: (start.say(format_loaded(1, start.log.parent, now=NOW)), start.save(7)))
-    with pytest.raises(TrainerFailed, match="loaded iteration 1 although 3 was restored"):
+    jobs = ScriptedJobs(lambda start: start.say(format_loaded(1, Path(start.flag("--save")), now=NOW)), "RUNNING")
+    with pytest.raises(ResumeUnproved, match="loaded iteration 1, but 3 was restored"):
         train_stage(bench.stage(2), jobs)
+    assert jobs.stopped == [f"{RUN}-sft-2"]
+
+
+def test_a_trainer_that_starts_from_zero_after_a_restore_is_stopped(bench: Bench) -> None:
+    with pytest.raises(TrainerFailed):
+        train_stage(bench.stage(), ScriptedJobs(lambda start: start.save(3), "FAILED"))
+    zero = format_line("step", 0, {"train/loss": 1.0}, file="train.py", line=1, now=NOW)
+    with pytest.raises(ResumeUnproved, match="0 is the first iteration trained, but 4 comes first"):
+        train_stage(bench.stage(2), ScriptedJobs(lambda start: start.say(zero), "RUNNING"))
+
+
+def test_a_resumed_trainer_that_never_says_what_it_loaded_has_not_resumed(bench: Bench) -> None:
+    with pytest.raises(TrainerFailed):
+        train_stage(bench.stage(), ScriptedJobs(lambda start: start.save(3), "FAILED"))
+
+    def train(start: Start) -> None:
+        Trainer(Path(start.env["TRAINSTACK_SAVE_DIR"])).save(7, export=True)
+        start.say(format_line("step", 4, {"train/loss": 1.0}, file="train.py", line=1, now=NOW))
+
+    with pytest.raises(ResumeUnproved, match="slime started from --ref-load"):
+        train_stage(bench.stage(2), ScriptedJobs(train))
 
 
 def test_a_resumed_trainer_that_saves_nothing_new_has_failed(bench: Bench) -> None:

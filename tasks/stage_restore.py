@@ -1,0 +1,111 @@
+"""Where an attempt starts from: the newest checkpoint there is anywhere, another stage's weights, or nothing at all."""
+
+import time
+from pathlib import Path
+
+from plugins.checkpoints.manifest import Manifest
+from plugins.checkpoints.publisher import seal_as
+from plugins.checkpoints.restore import restore
+from plugins.checkpoints.stores.several import SeveralStores
+from plugins.errors import StoreError, TornCheckpoint, UserError
+from plugins.slime import layout
+from tasks.stage_attempt import Stage
+
+SILENCE_LOOK_S = 5.0
+NEAR = ("folder", "volume")
+
+
+def find_start(stage: Stage, stores: SeveralStores) -> Path | None:
+    """Bring the checkpoint to go on from into the save dir (`stage.restored`), or else the weights to start from.
+
+    Returns the folder of those weights; None when a checkpoint was restored or the recipe names none.
+    Raises UserError, StoreError, StageEnded.
+    """
+    _await_silent_stores(stage, stores)
+    _rescue(stage, stores)
+    stage.restored = _restore(stage, stores)
+    return None if stage.restored else _fetch_init(stage, stores)
+
+
+def _await_silent_stores(stage: Stage, stores: SeveralStores) -> None:
+    """A store that does not answer may have a newer checkpoint than the others: wait for it a while, not for ever."""
+    order = stage.order
+    deadline = time.monotonic() + order.recipe.checkpoint.store_patience_minutes * 60
+    while True:
+        try:
+            newest = max((one.iteration for one in stores.list(order.run_id, order.stage)), default=None)
+        except StoreError as error:
+            if time.monotonic() >= deadline:
+                raise
+            stage.log(f"WARNING {error}; trying again")
+            newest = None
+        enough = newest is not None and (order.durable is None or newest >= order.durable)
+        if enough or not stores.silent:
+            return
+        if time.monotonic() >= deadline:
+            stage.log(
+                f"WARNING {', '.join(stores.silent)} does not answer; going on from iteration {newest}, although "
+                f"iteration {order.durable} was durable once"
+            )
+            return
+        stage.beat()
+        stage.check_ended()
+        time.sleep(SILENCE_LOOK_S)
+
+
+def _rescue(stage: Stage, stores: SeveralStores) -> None:
+    """Seal what a killed attempt completed on this pod, so that its work is not repeated; a near store gets it now.
+
+    The other stores get it in the background: a new attempt must not wait for the slowest of them.
+    """
+    order = stage.order
+    try:
+        newest = stores.latest(order.run_id, order.stage)
+        complete = layout.complete_iterations(
+            stage.save_dir, kind=stage.kind, dataset_state=stage.kind == "slime", export=stage.export
+        )
+        left = max(complete, default=None)
+        torn = [number for number in layout.list_iterations(stage.save_dir) if left is None or number > left]
+        if torn:
+            stage.log(f"the interrupted attempt left an incomplete checkpoint, which is not used: iteration {torn[-1]}")
+        if left is None or (newest is not None and newest.iteration >= left):
+            return
+        manifest = seal_as(stage.origin(None), stage.save_dir, left)
+        stage.log(f"iteration {left} of an interrupted attempt was complete: sealed")
+        near = [store for store in stores.members if store.uri.partition(":")[0] in NEAR]
+        if near:
+            stage.log(f"iteration {left} is durable at {near[0].put(manifest, stage.save_dir)}")
+    except TornCheckpoint as error:
+        stage.log(f"a checkpoint of the interrupted attempt is not used: {error}")
+
+
+def _restore(stage: Stage, stores: SeveralStores) -> Manifest | None:
+    """The newest checkpoint that verifies, put into the save dir; None only for a stage that never had one."""
+    order = stage.order
+    known = bool(stores.list(order.run_id, order.stage)) or order.durable is not None
+    restored = restore(stores, order.run_id, order.stage, stage.save_dir)
+    if restored is None and known:
+        raise UserError(
+            f"No checkpoint of {order.run_id}/{order.stage} in {stores.uri} can be restored, although there were some "
+            f"(durable before: iteration {order.durable}). Damaged ones are set aside there with the reason. To start "
+            "from zero, use a new run id."
+        )
+    if restored is not None:
+        stage.log(f"restored iteration {restored.iteration}, sealed by attempt {restored.attempt}")
+    return restored
+
+
+def _fetch_init(stage: Stage, stores: SeveralStores) -> Path | None:
+    """Folder with the Hugging Face weights of another stage, verified; None when the recipe names none."""
+    init = stage.order.init
+    if init is None:
+        return None
+    wanted = [one for one in stores.list(init.run_id, init.stage) if one.iteration == init.iteration]
+    if not wanted:
+        raise UserError(
+            f"{stage.order.run_id}/{stage.order.stage} starts from {init.run_id}/{init.stage} iteration "
+            f"{init.iteration}, which {stores.uri} does not have."
+        )
+    target = stage.dir / "init"
+    stores.get(wanted[0], target, only=lambda path: path.startswith("hf/"))
+    return layout.export_dir(target, init.iteration)

@@ -1,0 +1,215 @@
+"""The trainer of one attempt: started through Ray, listened to, stopped, and judged at its end.
+
+Waiting is done in the main thread, because a thread would swallow SIGTERM (prefect.md 3).
+"""
+
+import os
+import time
+from pathlib import Path
+
+from plugins.checkpoints.publisher import Publisher
+from plugins.errors import ControlPlaneError, StoreError, TornCheckpoint
+from plugins.rayjobs.jobs import FINAL, RayJobs
+from plugins.rayjobs.tail import LogTail
+from plugins.slime import layout
+from plugins.slime.failure import signature
+from plugins.slime.hooks import PROGRESS_FILE
+from plugins.slime.launch import Launch
+from plugins.slime.progress import ProgressParser
+from plugins.slime.resume import ResumeProof
+from tasks.stage_attempt import ResumeUnproved, Stage, StageEnded, TrainerFailed
+
+LOOK_S = 0.2
+JOB_LOOK_S = 1.0
+NOTICE_S = 12.0  # what a terminated stage may spend on sealing; Prefect's runner kills it after 30 s
+TAIL_LINES = 25
+RAY_SILENT_S = 60.0
+
+
+def run_trainer(stage: Stage, jobs: RayJobs, launch: Launch, publisher: Publisher) -> None:
+    """Submit the trainer and follow it to its end; raises unless it reached its last iteration.
+
+    Raises TrainerFailed, ResumeUnproved, StageEnded, Fenced, StoreError, ControlPlaneError. Whatever ends it, no
+    trainer stays, and what it completed is sealed if time allows.
+    """
+    log_file = stage.attempt_dir / "trainer.log"
+    env = {**launch.env, **stage.order.recipe.env}
+    stage.proof = ResumeProof(
+        stage.restored.iteration if stage.restored else None,
+        stage.cursor,
+        kind=stage.order.recipe.trainer.kind,
+        save_dir=stage.save_dir,
+        steps_per_rollout=stage.progress.steps_per_rollout,
+    )
+    jobs.submit(stage.submission_id, launch.argv, env, launch.cwd, log_file)
+    stage.log(f"trainer submitted to Ray as {stage.submission_id}; its log on the pod is {log_file}")
+    tail: list[str] = []
+    try:
+        _follow(stage, jobs, _Voice(log_file, env.get(PROGRESS_FILE)), publisher, tail)
+        _check_end(stage, jobs, tail)
+    except BaseException:
+        try:
+            jobs.stop(stage.submission_id, timeout_s=10)
+        except ControlPlaneError as error:  # must not hide why the stage ends
+            stage.log(f"WARNING the trainer may still run: {error}")
+        _seal_last_words(stage, publisher)
+        raise
+    _upload_last(stage, publisher)
+
+
+def _upload_last(stage: Stage, publisher: Publisher) -> None:
+    """Wait for the stores to have the last checkpoint, with an ear for a cancel. Raises StoreError, StageEnded."""
+    deadline = time.monotonic() + stage.order.recipe.checkpoint.final_upload_minutes * 60
+    with stage.timed("upload"):
+        while not _all_sent(stage, publisher) and time.monotonic() < deadline:
+            stage.beat()
+            try:
+                stage.check_ended()
+            except StageEnded:
+                _seal_last_words(stage, publisher)
+                raise
+        publisher.finish(0)
+
+
+def _all_sent(stage: Stage, publisher: Publisher) -> bool:
+    return publisher.wait(LOOK_S) and (stage.pusher is None or stage.pusher.wait(LOOK_S))
+
+
+class _Voice:
+    """Everything the trainer says: its log, and the hook's file where the trainer has one."""
+
+    def __init__(self, log: Path, hook: str | None) -> None:
+        self._log, self._hook = LogTail(log), LogTail(Path(hook)) if hook else None
+        self._parser = ProgressParser()
+
+    def hear(self, stage: Stage, tail: list[str], *, final: bool) -> None:
+        """Take in what is new; `tail` keeps the last lines for a message about a failure."""
+        assert stage.proof is not None
+        for line in self._log.lines(final=final):
+            stage.trainer_log(line)
+            tail[:] = [*tail[1 - TAIL_LINES :], line]
+            stage.proof.hear_line(line)
+            if point := self._parser.feed(line):
+                stage.progress.take(point)
+        for line in self._hook.lines(final=final) if self._hook else ():
+            stage.proof.hear_hook_line(line)
+            if point := self._parser.feed_hook(line):
+                stage.progress.take(point)
+
+
+class _JobWatch:
+    """Asks Ray now and then whether the job ended. A head that is silent for a while is unknown, not a dead job."""
+
+    def __init__(self, jobs: RayJobs, submission_id: str) -> None:
+        self._jobs, self._id = jobs, submission_id
+        self._next = 0.0
+        self._silent_since: float | None = None
+
+    def ended(self) -> bool:
+        """Whether the job has ended. Raises ControlPlaneError when Ray has not answered for RAY_SILENT_S."""
+        if time.monotonic() < self._next:
+            return False
+        self._next = time.monotonic() + JOB_LOOK_S
+        try:
+            status = self._jobs.status(self._id)
+        except ControlPlaneError:
+            self._silent_since = self._silent_since or time.monotonic()
+            if time.monotonic() - self._silent_since > RAY_SILENT_S:
+                raise
+            return False
+        self._silent_since = None
+        return status in FINAL
+
+
+def _follow(stage: Stage, jobs: RayJobs, voice: _Voice, publisher: Publisher, tail: list[str]) -> None:
+    watch, parent = _JobWatch(jobs, stage.submission_id), os.getppid()
+    offered = stage.restored.iteration if stage.restored else None  # what is newer is new, however early it came
+    while True:
+        ended = watch.ended()
+        voice.hear(stage, tail, final=ended)
+        _check_resumed(stage, final=ended)
+        reached = newest_complete(stage)
+        if reached is not None and (offered is None or reached > offered):
+            publisher.offer(reached)
+            offered = reached
+        stage.beat()
+        stage.check_ended()
+        if os.getppid() != parent:
+            raise StageEnded("The Prefect worker of this pod died; its supervisor starts another one.")
+        if ended:
+            return
+        time.sleep(LOOK_S)
+
+
+def _check_resumed(stage: Stage, *, final: bool) -> None:
+    """A resume that shows itself to be none is stopped at once: every second of it is paid for and worth nothing."""
+    assert stage.proof is not None
+    stage.proof.see_tracker(read_tracker(stage))
+    verdict = stage.proof.verdict(final=final)
+    if verdict.failed:
+        raise ResumeUnproved(f"Run {stage.order.run_id}, {stage.submission_id}: {verdict.reason}")
+    if verdict.proved and not stage.proved:
+        stage.proved = True
+        stage.log(f"the start is proved: {verdict.reason}")
+
+
+def newest_complete(stage: Stage) -> int | None:
+    """The iteration the tracker names or, where saves are asynchronous, a later one whose files are complete.
+
+    With --async-save the tracker comes a whole interval late (slime.md 2.3).
+    """
+    tracker = read_tracker(stage)
+    if stage.kind != "slime" or not stage.asynchronous:
+        return tracker
+    complete = layout.complete_iterations(stage.save_dir, kind=stage.kind, dataset_state=True, export=stage.export)
+    return max([*complete, *([] if tracker is None else [tracker])], default=None)
+
+
+def read_tracker(stage: Stage) -> int | None:
+    """What the tracker names now; None when there is none or it is just being written."""
+    try:
+        return layout.read_tracker(stage.save_dir)
+    except TornCheckpoint:
+        return None  # slime truncates and writes it, so a torn tracker is one caught half-way (slime.md 2.3)
+
+
+def _seal_last_words(stage: Stage, publisher: Publisher) -> None:
+    """Seal and send what a killed trainer completed, to whichever store is fastest."""
+    try:
+        left = newest_complete(stage)
+        start = stage.restored.iteration if stage.restored else None
+        if left is not None and left != start and left != publisher.offered:
+            publisher.offer(left)
+        publisher.finish(NOTICE_S, anywhere=True)
+    except StoreError as error:
+        stage.log(f"WARNING the newest checkpoint was not sealed in the time left: {error}")
+
+
+def _check_end(stage: Stage, jobs: RayJobs, tail: list[str]) -> None:
+    """Success = the job ended well, the tracker reached the last expected iteration, and it moved (DESIGN 5.2)."""
+    status, reached, last = jobs.status(stage.submission_id), read_tracker(stage), stage.expected_last
+    start = stage.restored.iteration if stage.restored else None
+    if status != "SUCCEEDED":
+        problem = f"the trainer ended {status} ({_why(jobs, stage.submission_id)})"
+    elif reached is None or reached == start:
+        problem = f"the trainer ended well but saved nothing new (tracker: {reached}, restored: {start})"
+    elif last is not None and reached != last:
+        problem = f"the trainer ended well at iteration {reached} although the last one is {last}"
+    else:
+        return
+    text = "\n".join(tail) or "(it wrote nothing)"
+    at = (
+        "before its first iteration" if stage.progress.iteration is None else f"at iteration {stage.progress.iteration}"
+    )
+    cause = signature(tail, status)
+    raise TrainerFailed(
+        f"Run {stage.order.run_id}, {stage.submission_id}: {problem}, {at} [{cause}]. Its last lines:\n{text}"
+    )
+
+
+def _why(jobs: RayJobs, submission_id: str) -> str:
+    """The exit code; without one the first line of Ray's message, whose rest repeats the whole command line."""
+    code = jobs.exit_code(submission_id)
+    if code is not None:
+        return f"exit code {code}"
+    return ((jobs.message(submission_id) or "").splitlines() or ["Ray gives no reason"])[0]
