@@ -67,7 +67,7 @@ class SshLink:
         If the pod really goes, its loss is noticed from the listing. One that is still stopping counts as living: ask
         again.
         """
-        status = supervisor_status(self.connection)
+        status = supervisor_status(self.connection, timeout_s=PROBE_S)
         if status is None or not status["alive"]:
             start_supervisor(self.connection, self._boot_document())
 

@@ -80,7 +80,8 @@ class Attempt:
             return None
         self._next_pod_look = self._now() + POD_LOOK_S
         self._watch_use()
-        return (self._check_claimed() if record.state in UNCLAIMED else None) or self._check_pod()
+        lost = self._check_pod()  # first: a pod that is gone must not be waited for over SSH
+        return lost or (self._check_claimed() if record.state in UNCLAIMED else None)
 
     def _ended(self, record: AttemptRecord) -> AttemptEnd:
         self._read_beat()
@@ -133,7 +134,8 @@ class Attempt:
     def _check_claimed(self) -> AttemptEnd | None:
         """See that the pod can take the stage; a run that no worker takes would just wait for ever."""
         try:
-            self.pod.ensure_supervisor()
+            if not self.run.poller.snapshot(self.pod.name).good_listings_absent:
+                self.pod.ensure_supervisor()
         except (ControlPlaneError, PodLost) as error:
             self.run.log(f"WARNING pod {self.pod.name}: {error}")
         if self._now() - self._started <= CLAIM_S:

@@ -99,9 +99,11 @@ def pod_env(connection: PodConnection) -> dict[str, str]:
     return {name: value for name, separator, value in pairs if separator}
 
 
-def supervisor_status(connection: PodConnection, state_dir: str = "~/trainstack") -> dict[str, Any] | None:
+def supervisor_status(
+    connection: PodConnection, state_dir: str = "~/trainstack", timeout_s: float = 60.0
+) -> dict[str, Any] | None:
     """Return supervisor.json with `alive` added, or None if no supervisor was ever started on this state directory."""
-    done = connection.run(f"set -- {_shell_path(state_dir)}\n{_STATUS}")
+    done = connection.run(f"set -- {_shell_path(state_dir)}\n{_STATUS}", timeout_s=timeout_s)
     text, _, stat = done.stdout.partition(b"\0")
     if not text.strip():
         return None

@@ -1,9 +1,7 @@
 """One world of real servers per test process (see `world.py`)."""
 
-import os
 import signal
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,28 +9,13 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.e2e.world import World, pids_with
+from tests.e2e.world import World, new_world
 
 
 @pytest.fixture(scope="session")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
-    folder = tmp_path_factory.mktemp("w")
-    (folder / "home").mkdir()
-    kept = {name: os.environ[name] for name in ("PATH", "LANG", "LC_ALL", "TERM") if name in os.environ}
-    env = {**kept, "HOME": str(folder / "home"), "TRAINSTACK_DIR": str(folder / "state"), "COLUMNS": "200"}
-    code = "from tasks.control_plane import use_api; from tasks.local_servers import ensure_emulator as e; "
-    code += "print(use_api()); print(e())"
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=env, capture_output=True, text=True, timeout=240, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    api, lium = done.stdout.split()[-2:]
-    made = World(folder, env, api, lium)
-    try:
+    with new_world(tmp_path_factory.mktemp("w")) as made:
         yield made
-    finally:
-        made.cli("down")
-        assert not [pid for pid in pids_with(f"TRAINSTACK_DIR={env['TRAINSTACK_DIR']}") if pid != os.getpid()]
 
 
 @pytest.hookimpl(wrapper=True)

@@ -5,11 +5,13 @@ the world from outside: through the command line, Prefect's API, Lium's API, the
 """
 
 import json
+import os
 import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -186,3 +188,24 @@ class World:
             return [pid for pid in pids_with(marker) if "prefect.engine" in command_of(pid)]
 
         return int(eventually(look, f"the engine of {run_id} {stage} {attempt}")[0])
+
+
+@contextmanager
+def new_world(folder: Path) -> Iterator[World]:
+    """Servers of their own under a folder; at the end they are stopped, and none may be left."""
+    (folder / "home").mkdir()
+    kept = {name: os.environ[name] for name in ("PATH", "LANG", "LC_ALL", "TERM") if name in os.environ}
+    env = {**kept, "HOME": str(folder / "home"), "TRAINSTACK_DIR": str(folder / "state"), "COLUMNS": "200"}
+    code = "from tasks.control_plane import use_api; from tasks.local_servers import ensure_emulator as e; "
+    code += "print(use_api()); print(e())"
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=env, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    api, lium = done.stdout.split()[-2:]
+    made = World(folder, env, api, lium)
+    try:
+        yield made
+    finally:
+        made.cli("down")
+        assert not [pid for pid in pids_with(f"TRAINSTACK_DIR={env['TRAINSTACK_DIR']}") if pid != os.getpid()]

@@ -150,8 +150,8 @@ class HubWriter:
             for (oid, message, _), before in pairwise([*newest, ("", "", 0.0)]):
                 if mark in message and before[0] not in (parent, ""):
                     raise StoreError(
-                        f"{self.repo.where}: the Hub made commit {oid} on {before[0]} and not on {parent} as it was told "
-                        "to: what the commits between them did may be undone: look at the branch"
+                        f"{self.repo.where}: the Hub made commit {oid} on {before[0]} and not on {parent} as told:"
+                        " what the commits between them did may be undone: look at the branch"
                     )
                 if mark in message:
                     return oid
