@@ -385,7 +385,7 @@ def _find(path: Path) -> Path:
 
 
 def _resolve_store(uri: str, folder: Path) -> str:
-    kind, _, where = uri.partition(":")
+    kind, _, where = uri.partition(":") if ":" in uri else ("folder", "", uri)
     if kind != "folder":
         return uri
     default = where == "~/.trainstack/store"

@@ -185,6 +185,7 @@ def boot_document(recipe: Recipe, run_id: str, row: PodRow, api_env: dict[str, s
         "PREFECT_WORKER_QUERY_SECONDS": "0.5",
         "PREFECT_WORKER_HEARTBEAT_SECONDS": "5",
         "PREFECT_WORKER_PREFETCH_SECONDS": "0",
+        "PREFECT_LOGGING_EXTRA_LOGGERS": "plugins",  # a damaged checkpoint, a store without locks: in the stage's log
         "DO_NOT_TRACK": "1",
         "TRAINSTACK_RUN_ID": run_id,
         "TRAINSTACK_POD": row.name,

@@ -47,6 +47,7 @@ def report_of(client: SyncPrefectClient, run_id: str) -> Report:
         now=now,
         started_at=min((run.start_time.timestamp() for run in heads if run.start_time), default=None),
         ended_at=None if alive else max((run.end_time.timestamp() for run in heads if run.end_time), default=None),
+        save_cost_s=next((one.save_cost_s for one in reversed(attempts) if one.save_cost_s is not None), None),
         mtbl_s=mean_time_between_losses(losses, up_s, next((row["tier"] for row in ledger if row["tier"]), None)),
     )
 

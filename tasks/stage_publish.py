@@ -9,11 +9,12 @@ from plugins.checkpoints.milestones import MilestoneRule, milestones
 from plugins.checkpoints.publisher import Publisher
 from plugins.checkpoints.stores.several import SeveralStores
 from plugins.checkpoints.throttle import Throttle
-from plugins.errors import StoreError, TrainstackError
+from plugins.errors import StoreError, TornCheckpoint
 from tasks.stage_attempt import Stage
 from tasks.stage_contract import Milestone
 
 MBIT_BYTES = 1_000_000 / 8
+PUSH_PAUSES_S = (5.0, 15.0, 60.0, 300.0)
 
 
 @contextmanager
@@ -110,14 +111,29 @@ class Pusher:
                 self._busy = max(self._waiting)
                 manifest, uri, reason = self._waiting.pop(self._busy)
             try:
-                self._push(manifest, uri, reason)
-            except TrainstackError as error:
+                self._push_patiently(manifest, uri, reason)
+            except Exception as error:  # a pusher that dies would push no later milestone
                 self._stage.warning = f"milestone {manifest.iteration} was not pushed: {error}"
                 self._stage.log(f"WARNING {self._stage.warning}")
             finally:
                 with self._changed:
                     self._busy = None
                     self._changed.notify_all()
+
+    def _push_patiently(self, manifest: Manifest, uri: str, reason: str) -> None:
+        """Push, again after growing pauses when the Hub fails. Raises what cannot be mended, or the last failure."""
+        for pause_s in PUSH_PAUSES_S:
+            try:
+                self._push(manifest, uri, reason)
+                return
+            except StoreError as error:
+                if isinstance(error, TornCheckpoint):
+                    raise
+                self._stage.log(f"WARNING milestone {manifest.iteration}: {error}; trying again in {pause_s:.0f} s")
+            with self._changed:
+                if self._changed.wait_for(lambda: self._stopped, timeout=pause_s):
+                    return
+        self._push(manifest, uri, reason)
 
     def _push(self, manifest: Manifest, uri: str, reason: str) -> None:
         from tasks.push_files import push_sealed  # the Hub's library is loaded only where it is used

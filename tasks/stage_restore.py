@@ -7,7 +7,7 @@ from plugins.checkpoints.manifest import Manifest
 from plugins.checkpoints.publisher import seal_as
 from plugins.checkpoints.restore import restore
 from plugins.checkpoints.stores.several import SeveralStores
-from plugins.errors import StoreError, TornCheckpoint, UserError
+from plugins.errors import Fenced, StoreError, TornCheckpoint, UserError
 from plugins.slime import layout
 from tasks.stage_attempt import Stage
 
@@ -25,6 +25,31 @@ def find_start(stage: Stage, stores: SeveralStores) -> Path | None:
     _rescue(stage, stores)
     stage.restored = _restore(stage, stores)
     return None if stage.restored else _fetch_init(stage, stores)
+
+
+def claim(stage: Stage, stores: SeveralStores) -> None:
+    """Announce this attempt to the stores; when none answers, wait for one as long as the recipe says.
+
+    Raises Fenced, StoreError, StageEnded.
+    """
+    order = stage.order
+    deadline = time.monotonic() + order.recipe.checkpoint.store_patience_minutes * 60
+    for store in stores.members:
+        if store.uri.startswith("volume:"):
+            store.check()  # only here can it be seen
+    while True:
+        try:
+            stores.claim(order.run_id, order.stage, order.attempt)
+            return
+        except Fenced:
+            raise
+        except StoreError as error:
+            if time.monotonic() >= deadline:
+                raise
+            stage.log(f"WARNING {error}; trying again")
+        stage.beat()
+        stage.check_ended()
+        time.sleep(SILENCE_LOOK_S)
 
 
 def _await_silent_stores(stage: Stage, stores: SeveralStores) -> None:
@@ -100,11 +125,12 @@ def _fetch_init(stage: Stage, stores: SeveralStores) -> Path | None:
     init = stage.order.init
     if init is None:
         return None
-    wanted = [one for one in stores.list(init.run_id, init.stage) if one.iteration == init.iteration]
+    held = [one for one in stores.list(init.run_id, init.stage) if one.iteration == init.iteration]
+    wanted = [one for one in held if init.revision in (None, one.digest())]
     if not wanted:
         raise UserError(
             f"{stage.order.run_id}/{stage.order.stage} starts from {init.run_id}/{init.stage} iteration "
-            f"{init.iteration}, which {stores.uri} does not have."
+            f"{init.iteration}, which {stores.uri} does not have{' with the same content' if held else ''}."
         )
     target = stage.dir / "init"
     stores.get(wanted[0], target, only=lambda path: path.startswith("hf/"))

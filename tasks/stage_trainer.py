@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 from plugins.checkpoints.publisher import Publisher
+from plugins.checkpoints.restore import settle
 from plugins.errors import ControlPlaneError, StoreError, TornCheckpoint
 from plugins.rayjobs.jobs import FINAL, RayJobs
 from plugins.rayjobs.tail import LogTail
@@ -44,15 +45,20 @@ def run_trainer(stage: Stage, jobs: RayJobs, launch: Launch, publisher: Publishe
     jobs.submit(stage.submission_id, launch.argv, env, launch.cwd, log_file)
     stage.log(f"trainer submitted to Ray as {stage.submission_id}; its log on the pod is {log_file}")
     tail: list[str] = []
+    voice = _Voice(log_file, env.get(PROGRESS_FILE))
     try:
-        _follow(stage, jobs, _Voice(log_file, env.get(PROGRESS_FILE)), publisher, tail)
+        _follow(stage, jobs, voice, publisher, tail)
         _check_end(stage, jobs, tail)
     except BaseException:
         try:
             jobs.stop(stage.submission_id, timeout_s=10)
         except ControlPlaneError as error:  # must not hide why the stage ends
             stage.log(f"WARNING the trainer may still run: {error}")
-        _seal_last_words(stage, publisher)
+        voice.hear(stage, tail, final=True)
+        if _trusted(stage, final=True):
+            _seal_last_words(stage, publisher)
+        else:
+            _set_aside(stage, publisher)
         raise
     _upload_last(stage, publisher)
 
@@ -129,7 +135,7 @@ def _follow(stage: Stage, jobs: RayJobs, voice: _Voice, publisher: Publisher, ta
         voice.hear(stage, tail, final=ended)
         _check_resumed(stage, final=ended)
         reached = newest_complete(stage)
-        if reached is not None and (offered is None or reached > offered):
+        if reached is not None and (offered is None or reached > offered) and _trusted(stage):
             publisher.offer(reached)
             offered = reached
         stage.beat()
@@ -151,6 +157,12 @@ def _check_resumed(stage: Stage, *, final: bool) -> None:
     if verdict.proved and not stage.proved:
         stage.proved = True
         stage.log(f"the start is proved: {verdict.reason}")
+
+
+def _trusted(stage: Stage, *, final: bool = False) -> bool:
+    """Whether what the trainer saves may be published: not before its start is known to be the one asked for."""
+    assert stage.proof is not None
+    return stage.proof.verdict(final=final).outcome in ("proved", "unproved")
 
 
 def newest_complete(stage: Stage) -> int | None:
@@ -183,6 +195,15 @@ def _seal_last_words(stage: Stage, publisher: Publisher) -> None:
         publisher.finish(NOTICE_S, anywhere=True)
     except StoreError as error:
         stage.log(f"WARNING the newest checkpoint was not sealed in the time left: {error}")
+
+
+def _set_aside(stage: Stage, publisher: Publisher) -> None:
+    """What was trained from an unknown start is no part of the run: the next attempt must not find it complete."""
+    publisher.stop()
+    try:
+        settle(stage.save_dir, stage.restored.iteration if stage.restored else None)
+    except StoreError as error:
+        stage.log(f"WARNING {error}")
 
 
 def _check_end(stage: Stage, jobs: RayJobs, tail: list[str]) -> None:

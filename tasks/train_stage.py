@@ -22,7 +22,7 @@ from plugins.slime.launch import TrainerSpec, build
 from tasks.stage_attempt import Stage
 from tasks.stage_contract import StageResult
 from tasks.stage_publish import publishing
-from tasks.stage_restore import find_start
+from tasks.stage_restore import claim, find_start
 from tasks.stage_trainer import run_trainer
 from tasks.stores import stores_on_pod
 
@@ -37,7 +37,7 @@ def train_stage(stage: Stage, jobs: RayJobs | None = None) -> StageResult:
     """
     order = stage.order
     stores = stores_on_pod(order.recipe, stage.log)
-    stores.claim(order.run_id, order.stage, order.attempt)
+    claim(stage, stores)
     stage.attempt_dir.mkdir(parents=True, exist_ok=True)
     stage.save_dir.mkdir(parents=True, exist_ok=True)
     with stage.timed("ray"):
@@ -165,6 +165,7 @@ def _result(stage: Stage, store: SeveralStores, outcome: str) -> StageResult:
             f"{store.uri} has no checkpoint of {order.run_id}/{order.stage} although the stage ended well."
         )
     uri = store.uri_of(newest)
+    place, *query = uri.split("?", 1)  # an S3 endpoint stands behind the path
     first, last = stage.progress.ends()
     exported = any(entry.path.startswith("hf/") for entry in newest.files)
     return StageResult(
@@ -176,7 +177,7 @@ def _result(stage: Stage, store: SeveralStores, outcome: str) -> StageResult:
         first_iteration=stage.progress.first_iteration,
         last_iteration=newest.iteration,
         checkpoint_uri=uri,
-        export_uri=f"{uri}/hf/{newest.iteration}" if exported else None,
+        export_uri="?".join([f"{place}/hf/{newest.iteration}", *query]) if exported else None,
         first=first,
         last=last,
         seconds=stage.seconds,

@@ -97,7 +97,7 @@ class _Feed:
 class Publisher:
     """Background sealing and publishing for one attempt. `offer` iterations, then `finish`; `stop` drops what waits.
 
-    stores: nearest first. keep: newest checkpoints to keep, on the pod and in each store, milestones besides.
+    stores: nearest first. keep: newest checkpoints to keep, on the pod and in each store; there milestones besides.
     settle_s: how long an offered checkpoint may stay incomplete: slime writes the tracker before the Hugging Face
     export and the dataset state (slime.md 2.3), so "not complete yet" is normal for a while.
     metrics: figures of an iteration that go into its manifest. landed: called when an iteration became durable.

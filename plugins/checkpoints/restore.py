@@ -48,11 +48,11 @@ def restore(
     candidates = stored + [manifest for manifest in local if manifest.files not in {other.files for other in stored}]
     for manifest in sorted(candidates, key=lambda one: (one.iteration, one.token), reverse=True):
         if _is_here(save_dir, manifest) or (manifest in stored and _fetched(store, manifest, save_dir, progress)):
-            _settle(save_dir, manifest.iteration, disk)
+            settle(save_dir, manifest.iteration, disk)
             return manifest
     if candidates:
         log.error("%s/%s: none of %d checkpoints could be restored; it starts anew", run_id, stage, len(candidates))
-    _settle(save_dir, None, disk)
+    settle(save_dir, None, disk)
     return None
 
 
@@ -91,7 +91,9 @@ def _fetched(store: CheckpointStore, manifest: Manifest, save_dir: Path, progres
     return True
 
 
-def _settle(save_dir: Path, restored: int | None, disk: Disk) -> None:
+def settle(save_dir: Path, restored: int | None, disk: Disk | None = None) -> None:
+    """Quarantine all that is newer than `restored` (None: everything), let the tracker name it. Raises StoreError."""
+    disk = disk or Disk()
     newer = [number for number in sorted(iterations_seen(save_dir)) if restored is None or number > restored]
     stale = [path for number in newer for path in pieces_of(save_dir, number)]
     try:

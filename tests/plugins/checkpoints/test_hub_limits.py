@@ -49,6 +49,18 @@ def test_saving_every_minute_with_retention_stays_under_a_hundred_commits_in_eve
     assert pointed(hub) == [179, 178, 177]  # the last removal waits for the next commit
 
 
+def test_whoever_saves_faster_than_the_hub_takes_still_stays_under_it() -> None:
+    clock, made = Clock(), []
+    pace = Pace(clock.now)
+    for _ in range(3 * 360):
+        if not pace.wait_s():
+            pace.record()
+            made.append(clock.at)
+        clock.sleep(10)
+    assert all(len([other for other in made if at - 3600 < other <= at]) < 100 for at in made)
+    assert len(made) > 2 * PER_HOUR
+
+
 def test_a_store_that_is_at_its_limit_says_when_it_goes_on_and_a_claim_still_gets_through(hub, store, trainer) -> None:
     clock = Clock()
     pace = Pace(clock.now)
