@@ -74,7 +74,6 @@ class Stage:
     pusher: "MilestonePusher | None" = None
     proof: ResumeProof | None = None
     proved: bool = False
-    asynchronous: bool = False
     warning: str | None = None
     phase: str = "starting"
 

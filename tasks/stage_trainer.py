@@ -134,7 +134,7 @@ def _follow(stage: Stage, jobs: RayJobs, voice: _Voice, publisher: Publisher, ta
         ended = watch.ended()
         voice.hear(stage, tail, final=ended)
         _check_resumed(stage, final=ended)
-        reached = newest_complete(stage)
+        reached = read_tracker(stage)
         if reached is not None and (offered is None or reached > offered) and _trusted(stage):
             publisher.offer(reached)
             offered = reached
@@ -165,18 +165,6 @@ def _trusted(stage: Stage, *, final: bool = False) -> bool:
     return stage.proof.verdict(final=final).outcome in ("proved", "unproved")
 
 
-def newest_complete(stage: Stage) -> int | None:
-    """The iteration the tracker names or, where saves are asynchronous, a later one whose files are complete.
-
-    With --async-save the tracker comes a whole interval late (slime.md 2.3).
-    """
-    tracker = read_tracker(stage)
-    if stage.kind != "slime" or not stage.asynchronous:
-        return tracker
-    complete = layout.complete_iterations(stage.save_dir, kind=stage.kind, dataset_state=True, export=stage.export)
-    return max([*complete, *([] if tracker is None else [tracker])], default=None)
-
-
 def read_tracker(stage: Stage) -> int | None:
     """What the tracker names now; None when there is none or it is just being written."""
     try:
@@ -188,7 +176,10 @@ def read_tracker(stage: Stage) -> int | None:
 def _seal_last_words(stage: Stage, publisher: Publisher) -> None:
     """Seal and send what a killed trainer completed, to whichever store is fastest."""
     try:
-        left = newest_complete(stage)
+        complete = layout.complete_iterations(
+            stage.save_dir, kind=stage.kind, dataset_state=stage.kind == "slime", export=stage.export
+        )  # killed between its last file and the tracker, a trainer leaves one that no tracker names
+        left = max(complete, default=None)
         start = stage.restored.iteration if stage.restored else None
         if left is not None and left != start and left != publisher.offered:
             publisher.offer(left)

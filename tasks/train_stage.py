@@ -49,7 +49,6 @@ def train_stage(stage: Stage, jobs: RayJobs | None = None) -> StageResult:
     with _environment_server(stage) as env_url:
         launch = build(_trainer_spec(stage, init_dir, env_url))
         stage.expected_last = launch.expected_last
-        stage.asynchronous = "--async-save" in launch.argv
         stage.progress.steps_per_rollout = _steps_per_rollout(launch.argv)
         stage.progress.trained_before = order.trained
         stage.progress.rewarded = order.stage == "rl"

@@ -89,22 +89,26 @@ def _loop(args: Namespace, model: TinyLlama, stage: SftStage | GrpoStage, faults
     if start >= num_rollout:
         log.say(f"nothing to do: the last of {num_rollout} rollouts is done")
     stage.update_weights()
+    save_s: float | None = None
     for rollout_id in range(start, num_rollout):
         if _eval_due(args, rollout_id, before=True) and isinstance(stage, GrpoStage):
             stage.evaluate(rollout_id)
-        _one_rollout(training, stage, rollout_id)
+        _one_rollout(training, stage, rollout_id, save_s)
         time.sleep(faults.step_delay_s)
         last = rollout_id == num_rollout - 1
         due = last or any((rollout_id + 1) % every == 0 for every in (args.save_interval, per_epoch) if every)
+        save_s = None
         if args.save and due:
+            began = time.monotonic()
             checkpoint.save(training, rollout_id, last=last)
+            save_s = time.monotonic() - began
         stage.update_weights()
         if _eval_due(args, rollout_id, before=False) and isinstance(stage, GrpoStage):
             stage.evaluate(rollout_id)
 
 
-def _one_rollout(training: Training, stage: SftStage | GrpoStage, rollout_id: int) -> None:
-    """Get a rollout, train on it, and say so in slime's lines."""
+def _one_rollout(training: Training, stage: SftStage | GrpoStage, rollout_id: int, save_s: float | None) -> None:
+    """Get a rollout, train on it, and say so in slime's lines; the save before it too, as slime does one later."""
     args, began = training.args, time.monotonic()
     log.metrics("rollout", rollout_id, stage.rollout(rollout_id))
     training.faults.crash_if_due(rollout_id)
@@ -121,6 +125,8 @@ def _one_rollout(training: Training, stage: SftStage | GrpoStage, rollout_id: in
     train_s = time.monotonic() - rolled
     tokens = sum(map(len, stage.tokens))
     perf = {"train_wait_time": rolled - began, "actor_train_time": train_s, "actor_train_tok_per_s": tokens / train_s}
+    if save_s is not None:
+        perf["save_model_time"] = save_s
     values = {f"perf/{name}": value for name, value in perf.items()}
     log.metrics("perf", rollout_id, values | {"perf/step_time": time.monotonic() - began})
 

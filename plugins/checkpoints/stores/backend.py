@@ -50,7 +50,7 @@ class Change:
     Args:
         title: one line for people, such as a commit message: "run-1/sft: publish iteration 19 of attempt 2".
         state_key: key of the state; it ends in `/state.json`.
-        state: its new text, one JSON object. Never twice the same text, so whoever lost an answer can look.
+        state: its new text, one JSON object. Never twice the same, so a backend that lost an answer can look.
         tag: tag that `read` gave with the state this change was made from; None: there must be no state.
         files: to be sent first. What is there whole already need not be sent again.
         texts: key and content (UTF-8, small) of what is written between the files and the state.
@@ -139,7 +139,7 @@ class Backend(Protocol):
 
         Raises:
             LostSwap: the state is not the one of `tag`. It may be that this very change made it so, and that the answer
-                was lost on a retry: the caller reads the state and compares the text.
+                was lost on a retry: the caller makes its change again from the state that is there now.
             TornCheckpoint: a source is not what was sealed, or is gone; nothing became visible.
             StoreError: the provider failed. Whether the swap happened is then not known.
         """

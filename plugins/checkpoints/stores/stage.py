@@ -74,19 +74,17 @@ class Stage:
     ) -> State:
         """Carry out what `plan(state, there)` says, again with the newer state as long as others change it.
 
-        Returns the state as it then is; a plan of None changes nothing. Raises what `plan` raises, and StoreError.
+        A plan must see what was done already: of a swap that went well, the answer may be lost. Returns the state as it
+        then is; a plan of None changes nothing. Raises what `plan` raises, and StoreError.
         """
         for attempt in range(TRIES):
             state, tag, there = self.read()
             wanted = plan(state, there)
             if wanted is None:
                 return state
-            change = self._change(title, wanted, tag)
             try:
-                self._backend.publish(change, progress, feed=feed)
+                self._backend.publish(self._change(title, wanted, tag), progress, feed=feed)
             except LostSwap:
-                if self._is_now(change.state):
-                    return wanted.state
                 progress = None  # all files were counted
                 self._sleep(random.uniform(0.5, 1.0) * min(_LONGEST_PAUSE_S, 0.02 * 2**attempt))  # noqa: S311
             else:
@@ -154,10 +152,6 @@ class Stage:
             texts={self.prefix + key: text for key, text in plan.texts.items()},
             drop=tuple(self.prefix + key for key in plan.drop),
         )
-
-    def _is_now(self, text: str) -> bool:
-        found = self._backend.read(self.prefix + STATE)
-        return found is not None and found[0] == text.encode()
 
     def _parsed(self, text: bytes, where: str, iteration: int) -> Manifest | None:
         try:

@@ -6,8 +6,8 @@
      "broken": [{"iteration": 19, "token": 1, "place": "iter_0000019.a1", "reason": "...", "at": "..."}]}
 
 One object, because one swap then decides at once who may write and what is visible: a writer that was superseded can
-never get between the two. `change` makes every text unique, so a writer that lost an answer can see whether the state
-that is there now is its own.
+never get between the two. `change` makes every text unique, so two states with the same tag are the same state, and who
+lost an answer can see whether what is there now is his own.
 """
 
 import json

@@ -208,6 +208,38 @@ def test_what_a_newer_trainstack_wrote_is_an_error_and_not_passed_over(kit, trai
         assert not isinstance(caught.value, TornCheckpoint)
 
 
+def test_a_manifest_that_is_not_the_one_that_was_published_is_left_out(kit, trainer) -> None:
+    """Whole and of this iteration, but not what the state names: somebody copied it there."""
+    manifest, other = trainer.sealed(19, mark="published"), trainer.sealed(19, mark="another")
+    kit.open().put(manifest, trainer.save_dir)
+    kit.write(kit.key(manifest, "manifest.json"), other.to_json().encode())
+    assert kit.open().list(RUN, STAGE) == []
+    kit.open().put(manifest, trainer.save_dir)
+    assert kit.open().list(RUN, STAGE) == [manifest]
+
+
+def test_a_newer_attempt_fences_off_the_older_one_before_it_sends_anything(kit, trainer) -> None:
+    seen: list[int] = []
+    newer = kit.open(lambda what: seen.append(state(kit)["token"]) if kit.sends_data(what) else None)
+    kit.open().put(trainer.sealed(9), trainer.save_dir)
+    newer.put(trainer.sealed(19, attempt=2), trainer.save_dir)
+    assert set(seen) == {2}
+
+
+def test_what_is_removed_loses_its_manifest_first(kit, trainer) -> None:
+    manifest, drops = trainer.sealed(19), []
+    backend = Backend(kit.backend())
+    backend.publish = lambda change, *more, **named: (
+        drops.append(change.drop),
+        backend.inner.publish(change, *more, **named),
+    )
+    store = ObjectStore(backend)
+    store.put(manifest, trainer.save_dir)
+    store.delete(manifest)
+    place = f"{HERE}/iter_0000019.a1"
+    assert drops[-1] == (f"{place}/manifest.json", f"{place}/")
+
+
 def test_an_answer_that_was_lost_on_the_way_is_found_out(kit, trainer) -> None:
     backend = Backend(kit.backend())
 

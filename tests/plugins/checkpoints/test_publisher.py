@@ -10,8 +10,10 @@ import pytest
 
 from plugins.checkpoints.disk import Disk
 from plugins.checkpoints.manifest import Manifest
+from plugins.checkpoints.milestones import MilestoneRule
 from plugins.checkpoints.publisher import Origin, Publisher
 from plugins.checkpoints.stores.folder import FolderStore
+from plugins.checkpoints.throttle import Throttle
 from plugins.errors import Fenced, StoreError
 
 RUN, STAGE = "run-1", "sft"
@@ -25,7 +27,7 @@ class Faulty:
         self.full = True
 
     def __call__(self, step: str, _path: Path) -> None:
-        if self.full and step == "append":
+        if self.full and step in ("append", "write"):
             raise OSError(errno.ENOSPC, "No space left on device")
 
 
@@ -52,7 +54,9 @@ def publish(trainer) -> Iterator[Callable[..., Publisher]]:
     def make(store, *, run_id=RUN, token=1, keep=5, **settings) -> Publisher:
         origin = Origin(run_id, STAGE, token, token, "slime", export=settings.pop("export", False))
         settings = {"log": lambda _line: None, "first_pause_s": 0.01, **settings}
-        made.append(Publisher([store], trainer.save_dir, origin, keep=keep, **settings))
+        made.append(
+            Publisher(store if isinstance(store, list) else [store], trainer.save_dir, origin, keep=keep, **settings)
+        )
         return made[-1]
 
     yield make
@@ -216,3 +220,108 @@ def test_old_checkpoints_go_from_the_save_dir_and_the_store(trainer, tmp_path: P
         "iter_0000007",
         "iter_0000011",
     ]
+
+
+@pytest.fixture
+def pair(publish, tmp_path: Path):
+    """A near and a far store and a publisher for both."""
+    near, far = FolderStore(tmp_path / "near"), Gated(tmp_path / "far")
+
+    def make(**settings) -> tuple[FolderStore, Gated, Publisher]:
+        return near, far, publish([near, far], **settings)
+
+    return make
+
+
+def test_a_slow_store_delays_no_other_store(trainer, pair) -> None:
+    near, far, publisher = pair()
+    for iteration in (3, 7, 11):
+        trainer.save(iteration)
+        publisher.offer(iteration)
+        until(lambda n=iteration: iterations(near)[:1] == [n])
+    assert far.came == [3] and publisher.durable.iteration == 11
+    assert publisher.on_its_way == ["folder: checkpoint 3, 0 %"]
+    far.gate.set()
+    publisher.finish(LONG_S)
+    assert far.came == [3, 11] and iterations(far) == [11, 3]
+
+
+def test_local_files_that_a_slow_store_still_reads_are_not_removed(trainer, pair) -> None:
+    near, far, publisher = pair(keep=1)
+    for iteration in (3, 7, 11):
+        trainer.save(iteration)
+        publisher.offer(iteration)
+        until(lambda n=iteration: iterations(near)[:1] == [n])
+    assert (trainer.save_dir / "iter_0000003").is_dir(), "it is on its way to the far store"
+    far.gate.set()
+    publisher.finish(LONG_S)
+    assert iterations(far) == [11]
+    until(lambda: not (trainer.save_dir / "iter_0000003").exists())
+
+
+def test_one_store_that_has_the_last_checkpoint_is_enough_and_the_other_is_a_warning(
+    trainer, tmp_path, publish
+) -> None:
+    disk = Faulty()
+    broken = FolderStore(tmp_path / "broken", disk=Disk(before=disk))
+    publisher = publish([FolderStore(tmp_path / "near"), broken])
+    trainer.save(3)
+    publisher.offer(3)
+    until(lambda: publisher.durable and publisher.warning)
+    publisher.finish(0.05)
+    assert "No space left on device" in publisher.warning
+
+
+def test_the_checkpoint_is_read_once_when_the_first_store_takes_it_while_it_is_hashed(
+    trainer, tmp_path, publish
+) -> None:
+    steps: list[str] = []
+    store = FolderStore(tmp_path / "store", disk=Disk(lambda step, _path: steps.append(step)))
+    publisher = publish(store)
+    trainer.save(3)
+    publisher.offer(3)
+    publisher.finish(LONG_S)
+    assert "append" not in steps, "no file was copied after it was sealed"
+    store.verify(publisher.durable)
+
+
+def test_with_a_bandwidth_limit_nothing_is_sent_faster_and_sealing_is_not_held_up(trainer, tmp_path, publish) -> None:
+    sent: list[int] = []
+
+    class Counting(Throttle):
+        def __call__(self, sent_bytes: int) -> None:
+            sent.append(sent_bytes)
+
+    publisher = publish(FolderStore(tmp_path / "store"), throttle=Counting(1.0))
+    trainer.save(3)
+    publisher.offer(3)
+    publisher.finish(LONG_S)
+    assert sum(sent) == publisher.durable.size_bytes
+
+
+def test_a_writer_that_only_waits_hears_that_it_was_overtaken(trainer, tmp_path, publish) -> None:
+    store = FolderStore(tmp_path / "store")
+    store.claim(RUN, STAGE, 1)
+    publisher = publish(store, token=1, fence_look_s=0.01)
+    store.claim(RUN, STAGE, 2)
+    until(lambda: publisher.fenced)
+    assert "superseded" in publisher.fenced
+
+
+def test_figures_of_the_iteration_and_milestones_come_with_the_manifest(trainer, tmp_path, publish) -> None:
+    landed: list[int] = []
+    store = FolderStore(tmp_path / "store")
+    publisher = publish(
+        store,
+        keep=1,
+        rule=MilestoneRule(best="reward"),
+        metrics=lambda iteration: {"reward": {3: 0.1, 7: 0.9, 11: 0.2}[iteration]},
+        landed=lambda manifest, _uri: landed.append(manifest.iteration),
+    )
+    for iteration in (3, 7, 11):
+        trainer.save(iteration)
+        publisher.offer(iteration)
+        publisher.finish(LONG_S)
+    assert landed == [3, 7, 11]
+    assert iterations(store) == [11, 7], "the best one stays besides the newest"
+    assert store.latest(RUN, STAGE).metrics == {"reward": 0.2}

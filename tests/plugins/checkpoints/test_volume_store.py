@@ -86,13 +86,18 @@ def test_a_torn_state_that_turns_out_whole_is_not_written_over(kit) -> None:
     assert text_of(backend) == "slow, but through"
 
 
-def test_a_writer_that_was_overtaken_while_it_wrote_finds_out(kit) -> None:
+@pytest.mark.parametrize("removed", [True, False])
+def test_a_writer_that_was_overtaken_while_it_wrote_finds_out(kit, removed: bool) -> None:
+    def keeps(what: str) -> None:
+        if what.startswith("remove ") and not removed:
+            raise StoreError("the file of the one that was overtaken stays")
+
     others: list[str] = []
 
     def overtake(what: str) -> None:
         if what.startswith("append ") and what.endswith("state.2.json") and not others:
             others.append(what)
-            backend = kit.backend()
+            backend = kit.backend(keeps)
             found = backend.read(KEY)  # sees the other's file, empty as yet, and takes it for torn
             assert found
             swap(backend, "overtook", found[1])
