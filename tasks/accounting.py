@@ -2,7 +2,7 @@
 
     | rent | boot | preflight | restore | start | training | lost | detect | rent | boot | ... | redo | training |
 
-From records (pods, attempts) to a `Report`, without Prefect. The headings (`timeline.Kind`) never overlap and leave
+From records (pods, attempts) to a `Report`, without Prefect. The headings (`stretches.Kind`) never overlap and leave
 nothing out. What the records do not tell apart stands under UNKNOWN; a figure that cannot be known is None. Only a few
 moments of an attempt are on record, so the time between two of them is shared evenly among the iterations trained in
 between: the one approximation here, and wrong by less than an iteration for each loss.
@@ -15,7 +15,7 @@ from functools import cached_property
 from typing import Literal
 
 from tasks.save_interval import Expected, expected_ettr
-from tasks.timeline import POD, WAIT, Course, Kind, Stretch, lay_out
+from tasks.stretches import POD, WAIT, Course, Kind, Stretch, lay_out
 
 End = Literal["completed", "lost", "crashed", "trainer failed", "cancelled", "running"]
 LOSSES = ("lost", "crashed", "trainer failed")

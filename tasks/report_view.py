@@ -14,7 +14,7 @@ from rich.text import Text
 from plugins.lium.offers import duration
 from tasks.accounting import Loss, Report
 from tasks.plain_text import plain
-from tasks.timeline import Kind
+from tasks.stretches import Kind
 
 UNKNOWN = "?"
 MEANING = {

@@ -25,7 +25,8 @@ from tasks.accounting import Report
 from tasks.report import report_of
 from tasks.report_view import show_report
 from tasks.save_interval import expected_ettr
-from tasks.timeline import Kind, timeline_png
+from tasks.stretches import Kind
+from tasks.timeline import timeline_png
 from tests.e2e.world import ROOT, World, new_world
 
 STEP_S = 0.5

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tasks.accounting import AttemptTimes, PodTimes, Report, build_report
 from tasks.save_interval import expected_ettr
-from tasks.timeline import Kind
+from tasks.stretches import Kind
 
 T0 = 1_800_000_000.0
 RENT, BOOT, PREFLIGHT, RESTORE, START, DETECT = 40.0, 200.0, 50.0, 70.0, 30.0, 25.0

@@ -8,7 +8,7 @@ from rich.console import Console
 
 from tasks.accounting import PodTimes, Report, build_report
 from tasks.report_view import MEANING, loss_rows, report_rows, show_report
-from tasks.timeline import Kind
+from tasks.stretches import Kind
 from tests.tasks.test_accounting import T0, told
 
 

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tasks.accounting import PodTimes, build_report
-from tasks.timeline import PAINT, Kind, Stretch, lay_out, timeline_png
+from tasks.stretches import Kind, Stretch, lay_out
+from tasks.timeline import PAINT, timeline_png
 from tests.tasks.test_accounting import T0, told
 
 stretches = st.builds(

@@ -15,6 +15,7 @@ from plugins.checkpoints.stores.s3_errors import is_lost_swap, is_missing, is_no
 from plugins.errors import StoreError
 
 CONNECT_S, ANSWER_S, ATTEMPTS = 5.0, 15.0, 3
+SLICE_BYTES = 64 * 2**10
 _BATCH = 1000  # keys that one DeleteObjects takes
 
 
@@ -188,7 +189,7 @@ class S3Client:
                 from botocore.config import Config  # type: ignore[import-untyped]
 
                 connections, connect_s, answer_s, attempts = self._limits
-                self._boto = boto3.session.Session().client(
+                client = boto3.session.Session().client(
                     "s3",
                     endpoint_url=self.place.endpoint,
                     region_name=self.place.region,
@@ -201,4 +202,29 @@ class S3Client:
                         response_checksum_validation="when_required",  # every file is checked by its SHA-256
                     ),
                 )
+                client.meta.events.register("before-send.s3", _slice_body)
+                self._boto = client
             return self._boto
+
+
+class _Slices:
+    """A body that is sent piece by piece. boto3 rewinds what it sends again."""
+
+    def __init__(self, body: bytes | bytearray) -> None:
+        self._body = memoryview(body)
+
+    def __iter__(self) -> Iterator[memoryview]:
+        return (self._body[at : at + SLICE_BYTES] for at in range(0, len(self._body), SLICE_BYTES))
+
+    def seek(self, _position: int) -> None:
+        """It begins anew whenever it is iterated over."""
+
+
+def _slice_body(request: Any, **_: Any) -> None:
+    """Time-outs shall be those of a network that stands still, and not those of a slow one.
+
+    Given at once, a part has to be sent whole within one time-out (Python's `socket.sendall`: "the maximum total
+    duration to send all data").
+    """
+    if isinstance(request.body, bytes | bytearray) and len(request.body) > SLICE_BYTES:
+        request.body = _Slices(request.body)

@@ -17,10 +17,6 @@ def make_s3(_tmp_path: Path) -> Kit:
     return S3Kit(s3_server())
 
 
-def make_s3_without_conditions(_tmp_path: Path) -> Kit:
-    return S3Kit(s3_server(conditions=False))
-
-
 MAKERS: dict[str, Callable[[Path], Kit]] = {
     "folder": FolderKit,
     "volume": VolumeKit,
