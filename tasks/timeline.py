@@ -1,4 +1,4 @@
-"""A run's time line as a picture: one row for each attempt and for each pod that no attempt used, training in blue, what
+"""A run's time line as a picture: a row for each attempt and for each pod that no attempt used, training in blue, what
 it cost in other colours.
 """
 

@@ -1,9 +1,12 @@
-"""`python -m tests.faults`: trainstack's steering code through random fault schedules, at any size.
+"""`python -m tests.faults`: trainstack's steering code through random fault schedules, then its relay, at any size.
 
-SCHEDULES (1000) says how many, SEED (1) where they begin, WORKERS (2) how many processes share them. The last line
-sums up; before it stand the breaches, each with the seed that brings it back:
+SCHEDULES (1000) says how many, SEED (1) where they begin, WORKERS (2) how many processes share them. A line sums up;
+before it stand the breaches, each with the seed that brings it back:
 
     SCHEDULES=1 SEED=<seed> python -m tests.faults
+
+Then the relay (`tests/relay`): KILL_POINTS (600) is how often a writer, sealer, uploader, restore or retention is
+killed, LOSSES (12) how many runs lose their pods, with two attempts alive at once besides. The last line sums it up.
 """
 
 import multiprocessing
@@ -20,6 +23,8 @@ from tests.faults.driver import Outcome, carry_out
 from tests.faults.invariants import COUNTED
 from tests.faults.schedules import schedule
 from tests.faults.virtual_clock import START
+from tests.relay.figures import Figures
+from tests.relay.run import parts, results
 
 CHUNK = 10
 MOST_SHOWN = 20
@@ -56,12 +61,34 @@ def show(outcome: Outcome) -> None:
 
 def main() -> int:
     """Run them all; 1 when an invariant was breached."""
-    count, first = int(os.environ.get("SCHEDULES", "1000")), int(os.environ.get("SEED", "1"))
-    workers = min(int(os.environ.get("WORKERS", "2")), count)
-    columns = (TextColumn("fault schedules"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    first, workers = int(os.environ.get("SEED", "1")), int(os.environ.get("WORKERS", "2"))
+    steering = steer(int(os.environ.get("SCHEDULES", "1000")), first, workers)
+    relay = relayed(first, workers)
+    return 1 if steering or relay.bad else 0
+
+
+def relayed(first: int, workers: int) -> Figures:
+    """The relay part; prints its line."""
+    todo = parts(first, int(os.environ.get("KILL_POINTS", "600")), int(os.environ.get("LOSSES", "12")))
+    total = Figures()
+    with _bar("relay") as progress:
+        bar = progress.add_task("", total=len(todo))
+        for figures in results(todo, workers):
+            total.add(figures)
+            progress.advance(bar)
+    for breach in total.breaches[:MOST_SHOWN]:
+        print(breach)
+    print("relay: " + ", ".join(f"{number} {what}" for what, number in sorted(total.kinds.items())))
+    print(total.line())
+    return total
+
+
+def steer(count: int, first: int, workers: int) -> int:
+    """The steering code; prints its line and gives the number of schedules with a breach."""
+    workers = min(workers, count)
     found = []
     bad = 0
-    with Progress(*columns, console=Console(stderr=True), redirect_stdout=False) as progress:
+    with _bar("fault schedules") as progress:
         bar = progress.add_task("", total=count)
         for outcome in outcomes(range(first, first + count), workers):
             found.append(outcome)
@@ -74,8 +101,13 @@ def main() -> int:
     others = {name: number for name, number in _breached(found).items() if name not in COUNTED}
     if others:
         print("also breached: " + ", ".join(f"{name}={number}" for name, number in others.items()))
-    print(summary(found))
-    return 1 if bad else 0
+    print(summary(found), flush=True)
+    return bad
+
+
+def _bar(title: str) -> Progress:
+    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    return Progress(*columns, console=Console(stderr=True), redirect_stdout=False)
 
 
 def _breached(found: list[Outcome]) -> Counter[str]:

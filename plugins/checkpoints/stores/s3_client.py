@@ -150,6 +150,12 @@ class S3Client:
         """URL of the endpoint that is asked, for messages."""
         return str(self._boto.meta.endpoint_url) if self._boto else self.place.endpoint or "https://s3.amazonaws.com"
 
+    @property
+    def checksums(self) -> dict[str, str]:
+        """What an upload in parts must be begun with so that its parts carry checksums, as boto3 is set up to send."""
+        wanted = self._client().meta.config.request_checksum_calculation  # AWS_REQUEST_CHECKSUM_CALCULATION
+        return {"ChecksumAlgorithm": "CRC32"} if wanted == "when_supported" else {}
+
     def _or_none(self, doing: str, right: str, verb: str, key: str, **more: Any) -> dict[str, Any] | None:
         from botocore.exceptions import ClientError
 

@@ -28,6 +28,7 @@ _BAD_CREDENTIALS = {
 _WRONG_REGION = {"PermanentRedirect", "IllegalLocationConstraintException", "301", "Redirect"}
 _BUSY = {"SlowDown", "ServiceUnavailable", "InternalError", "RequestTimeout", "Throttling", "500", "502", "503", "504"}
 _FULL = {"QuotaExceeded", "XMinioStorageFull", "InsufficientStorage", "507"}
+_NOT_UNDERSTOOD = {"NotImplemented", "501", "InvalidArgument", "InvalidRequest", "400", "XAmzContentSHA256Mismatch"}
 _MISSING = {"NoSuchKey", "404", "NotFound"}
 _LOST = {"PreconditionFailed", "ConditionalRequestConflict", "412"}
 
@@ -51,7 +52,7 @@ def is_lost_swap(error: Any) -> bool:
 
 def is_no_condition(error: Any) -> bool:
     """Whether the endpoint does not know conditions on writes."""
-    return code_of(error) in {"NotImplemented", "501", "InvalidArgument", "InvalidRequest", "400"}
+    return code_of(error) in _NOT_UNDERSTOOD
 
 
 def shown(endpoint: str) -> str:
@@ -117,4 +118,6 @@ def _remedy(code: str, bucket: str, at: str, right: str) -> str:
         return f"{at} is full: free space there or keep fewer checkpoints"
     if code in _MISSING:
         return "it is not there: was it removed by somebody else?"
+    if code in _NOT_UNDERSTOOD:
+        return f"{at} lacks something that boto3 sends: try AWS_REQUEST_CHECKSUM_CALCULATION=when_required"
     return "it was refused"

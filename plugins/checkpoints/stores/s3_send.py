@@ -196,14 +196,14 @@ class _OneFile:
 def begin_upload(client: S3Client, key: str, sha256: str | None = None) -> str:
     """Begin an upload in parts; return its id."""
     metadata = {"Metadata": {"sha256": sha256}} if sha256 else {}
-    answer = client.multipart("create_multipart_upload", key, ChecksumAlgorithm="CRC32", **metadata)
+    answer = client.multipart("create_multipart_upload", key, **client.checksums, **metadata)
     return str(answer["UploadId"])
 
 
 def send_part(client: S3Client, key: str, upload_id: str, number: int, content: bytes | bytearray) -> dict[str, Any]:
     """Send one part, with a checksum that the endpoint compares; return what finishing wants of it."""
     answer = client.multipart(
-        "upload_part", key, UploadId=upload_id, PartNumber=number, Body=content, ChecksumAlgorithm="CRC32"
+        "upload_part", key, UploadId=upload_id, PartNumber=number, Body=content, **client.checksums
     )
     return wanted_of(answer, number)
 

@@ -24,7 +24,11 @@ def test_an_interval_counts_iterations_from_one() -> None:
 
 @pytest.mark.parametrize(
     ("figure", "values", "best"),
-    [("reward", {9: 0.1, 19: 0.7, 29: 0.5}, 19), ("loss", {9: 3.0, 19: 1.5, 29: 2.0}, 19), ("reward", {9: 1, 19: 1}, 19)],
+    [
+        ("reward", {9: 0.1, 19: 0.7, 29: 0.5}, 19),
+        ("loss", {9: 3.0, 19: 1.5, 29: 2.0}, 19),
+        ("reward", {9: 1, 19: 1}, 19),
+    ],
 )
 def test_the_best_value_of_a_figure_marks_one_and_the_later_of_equals(figure, values, best) -> None:
     found = milestones([manifest(n, **{figure: value}) for n, value in values.items()], MilestoneRule(best=figure))

@@ -8,9 +8,11 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from botocore.exceptions import ClientError
 
 from plugins.checkpoints.disk import sha256_of
 from plugins.checkpoints.seal import seal
@@ -78,6 +80,22 @@ def test_a_large_file_goes_in_parts_and_says_its_hash(kit, server, tmp_path) -> 
     assert len([line for line in server.requests if line.startswith("PUT") and "partNumber" in line]) == 2 + 7 + 21
 
 
+@pytest.mark.parametrize("setting", ["when_supported", "when_required"])
+def test_parts_carry_checksums_unless_boto3_is_told_that_the_endpoint_takes_none(
+    kit, tmp_path, monkeypatch: pytest.MonkeyPatch, setting: str
+) -> None:
+    monkeypatch.setenv("AWS_REQUEST_CHECKSUM_CALCULATION", setting)
+    client = S3Client(kit.place)
+    sums: list[bool] = []
+    client._client().meta.events.register(
+        "before-send.s3.UploadPart", lambda request, **_: sums.append("x-amz-checksum-crc32" in request.headers)
+    )
+    file = source(tmp_path, content(3))
+    S3Backend(client, part_bytes=PART, conditional=True).publish(change(file))
+    assert sums == [setting == "when_supported"] * 3
+    assert kit.backend().download(file.key, None, threading.Event()) == file.sha256
+
+
 def test_an_upload_that_was_cut_goes_on_where_it_was_cut(kit, server, tmp_path) -> None:
     file, sent = source(tmp_path, content(12)), []
 
@@ -123,6 +141,41 @@ def test_a_file_that_changes_while_it_is_sent_leaves_no_upload(kit, tmp_path) ->
         with pytest.raises(TornCheckpoint, match="changed after it was sealed"):
             kit.backend().publish(change(file))
         assert kit.client().head(file.key) is None and not list(kit.client().uploads(""))
+
+
+def test_an_upload_whose_last_answer_was_lost_is_found_to_be_there(kit, tmp_path) -> None:
+    real = kit.boto
+
+    class Lossy:
+        def __getattr__(self, name: str):
+            return getattr(real, name)
+
+        def complete_multipart_upload(self, **arguments):
+            real.complete_multipart_upload(**arguments)
+            raise ClientError({"Error": {"Code": "NoSuchUpload"}}, "CompleteMultipartUpload")
+
+    kit.boto = Lossy()
+    file = source(tmp_path, content(3))
+    kit.backend().publish(change(file))
+    assert kit.backend().download(file.key, None, threading.Event()) == file.sha256
+
+
+def test_of_two_swaps_from_the_same_state_one_is_lost(kit) -> None:
+    one, other = kit.backend(), kit.backend()
+    one.publish(change())
+    with pytest.raises(LostSwap):
+        other.publish(change())
+    found = one.read("run-1/sft/state.json")
+    assert found
+    second = replace(change(), tag=found[1])
+    other.publish(second)
+    with pytest.raises(LostSwap):
+        one.publish(replace(change(), tag=found[1]))
+    found = one.read("run-1/sft/state.json")
+    assert found and found[0] == second.state.encode()
+    kit.client().remove(["run-1/sft/state.json"])
+    with pytest.raises(LostSwap):
+        one.publish(replace(change(), tag=found[1]))
 
 
 def test_parts_are_large_enough_that_ten_thousand_hold_the_file() -> None:
@@ -280,8 +333,6 @@ def test_an_endpoint_without_conditions_is_found_out_and_said_once(trainer, serv
 
             def put_object(self, **arguments):
                 if {"IfMatch", "IfNoneMatch"} & set(arguments):
-                    from botocore.exceptions import ClientError
-
                     raise ClientError({"Error": {"Code": "NotImplemented"}}, "PutObject")
                 return real.put_object(**arguments)
 
@@ -334,6 +385,7 @@ def test_without_conditions_an_overwritten_state_is_noticed(kit) -> None:
         (refusal("PermanentRedirect", "301 Moved"), r"is in another region: add \?region="),
         (refusal("XMinioStorageFull", "507 Insufficient Storage"), "is full: free space there"),
         (refusal("SlowDown", "503 Slow Down"), "is busy or failed: try again later"),
+        (refusal("NotImplemented", "501 No"), "try AWS_REQUEST_CHECKSUM_CALCULATION=when_required"),
         (refusal("SomethingNew", "418 Teapot"), r"it was refused \(SomethingNew\)"),
     ],
 )

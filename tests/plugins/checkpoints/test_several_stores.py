@@ -53,7 +53,9 @@ def test_the_newest_is_found_wherever_it_is(both, near, far, trainer) -> None:
     for one in (old, new):
         far.put(one, trainer.save_dir)
     assert both.list(RUN, STAGE) == [new, old]
-    assert both.latest(RUN, STAGE) == new and both.uri_of(new) == far.uri_of(new) and both.uri_of(old) == near.uri_of(old)
+    assert (
+        both.latest(RUN, STAGE) == new and both.uri_of(new) == far.uri_of(new) and both.uri_of(old) == near.uri_of(old)
+    )
 
 
 def test_restore_takes_the_far_copy_when_the_near_one_is_damaged(both, near, far, trainer, tmp_path) -> None:
@@ -92,7 +94,9 @@ def test_an_attempt_is_fenced_when_any_store_knows_a_newer_one(both, near, far) 
         both.claim(RUN, STAGE, 4)
 
 
-def test_the_line_that_a_later_attempt_left_behind_is_never_restored(both, near, far, trainer, second, tmp_path) -> None:
+def test_the_line_that_a_later_attempt_left_behind_is_never_restored(
+    both, near, far, trainer, second, tmp_path
+) -> None:
     start = trainer.sealed(19)
     both.put(start, trainer.save_dir)
     near.put(trainer.sealed(59), trainer.save_dir)  # only the near store got it
