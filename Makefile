@@ -3,8 +3,8 @@ PYTHON ?= $(shell for p in python3.12 python3.11 python3; do $$p -c 'import sys;
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# Tests share two cores at the least; more workers than cores only make time-outs.
-WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); [ $$n -gt 4 ] && echo 4 || echo $$n)
+# One more than cores: the two that have end-to-end tests mostly wait for servers.
+WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); [ $$n -gt 3 ] && echo 4 || echo $$((n + 1)))
 # An index with CPU builds of torch, for machines where plain pip would take the CUDA build (see README).
 TORCH_INDEX ?=
 SLIME ?= slime

@@ -18,6 +18,16 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
         yield made
 
 
+WORLDS = {"test_interruptions": "world-b", "test_pods": "world-b"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Two worlds at the most, whatever the number of test processes: servers are what costs time here."""
+    for item in items:
+        if item.path.parent == Path(__file__).parent:
+            item.add_marker(pytest.mark.xdist_group(WORLDS.get(item.path.stem, "world-a")))
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Any:
     """A failure shows what the processes that its test started have printed, and this run's processes."""
