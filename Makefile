@@ -11,6 +11,9 @@ SLIME ?= slime
 # How many fault schedules, and which: the same seed gives the same ones.
 SCHEDULES ?= 1000
 SEED ?= 1
+# Size of the checkpoint of `make bench`, and how often each way is measured.
+GB ?= 4
+ROUNDS ?= 3
 
 .PHONY: help install demo test test-slime lint faults bench serve down clean
 
@@ -43,8 +46,8 @@ lint: install  ## ruff and strict types
 faults: install  ## runs under random faults in virtual time: make faults SCHEDULES=1000 SEED=1
 	@SCHEDULES=$(SCHEDULES) SEED=$(SEED) $(BIN)/python -m tests.faults
 
-bench: install  ## speed, as ratios measured side by side in one run
-	@$(BIN)/python -m tests.bench
+bench: install  ## speed, as ratios measured side by side in one run: make bench GB=4 ROUNDS=3
+	@GB=$(GB) ROUNDS=$(ROUNDS) $(BIN)/python -m tests.bench
 
 serve: install  ## local Prefect server, Lium emulator and pipeline worker; `make down` stops them
 	@$(BIN)/trainstack serve

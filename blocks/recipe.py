@@ -244,7 +244,6 @@ class MilestoneSection(Section):
     at_end: bool = Field(True, description="The last checkpoint of a stage is one.")
     push_to: str | None = Field(
         None,
-        pattern=r"^hub://[^/@\s]+/[^/@\s]+(@[^@\s]+)?$",
         description="Model repo for milestones: hub://user/repo, or with @branch. '{stage}' becomes the stage.",
     )
     public: bool = Field(False, description="Make the repo public when it is made. Default: private.")

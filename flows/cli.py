@@ -166,10 +166,12 @@ def stop(run_id: RunId) -> None:
 def plan(recipe: Annotated[Path, typer.Argument(help="YAML file of the recipe.")]) -> None:
     """Show what a run would rent, why, and what it could cost. Rents nothing."""
     wanted = load_recipe(recipe)
+    from tasks.check_recipe import check_stores_named
     from tasks.lium_account import open_account
     from tasks.plan import make_plan
     from tasks.plan_view import plan_view
 
+    check_stores_named(wanted)
     with _known_client() as client:
         from tasks.common_knowledge import resting_hosts
 

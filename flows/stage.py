@@ -87,7 +87,8 @@ def _draw(stage: Stage, own_id: UUID) -> None:
 
 def _publish(result: StageResult, own_id: UUID) -> None:
     with get_client(sync_client=True) as client:
-        row = {**result.model_dump(mode="json", exclude={"proof"}), "export": Path(result.export_uri or "").name}
+        export = Path((result.export_uri or "").partition("?")[0]).name
+        row = {**result.model_dump(mode="json", exclude={"proof"}), "export": export}
         key = artifact_key(result.run_id, result.stage, "result")
         rows = [{"what": name, "value": value} for name, value in row.items()]
         artifacts.put_table(client, own_id, key, rows, f"Result of {result.stage}, attempt {result.attempt}")

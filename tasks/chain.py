@@ -162,6 +162,7 @@ def carry_stages(
     chain = _Chain(run, stages, checked, verbs or Verbs())
     done = False
     try:
+        chain.check_sources()
         results = [chain.stage(name) for name in stages]
         done = True
     except RunEnded as ended:
@@ -186,6 +187,12 @@ class _Chain:
         self._attempt: Attempt | None = None
         self._cost: float | None = None
 
+    def check_sources(self) -> None:
+        """Raise UserError for start weights of another run that are not there, before anything is rented."""
+        section = self._run.recipe.rl
+        if "rl" in self._stages and section is not None and (section.init or "").startswith("run:"):
+            self._outlast(lambda: self._init("rl"))
+
     def stage(self, name: StageName) -> StageResult:
         """Carry one stage to its end, over as many attempts as the recipe allows."""
         run = self._run
@@ -196,6 +203,7 @@ class _Chain:
                 run.log(f"WARNING {name} was trained with another recipe; to train with this one, use a new run id")
             return done.model_copy(update={"outcome": "already complete"})
         self._outlast(lambda: _check_shape(run, name))
+        self._outlast(lambda: self._init(name))  # weights that are not there are said before anything is rented
         problems: list[str] = []
         stuck, best = 0, self._outlast(lambda: durable_in(beats_before(run, name)))
         while stuck < run.recipe.max_attempts:
@@ -231,6 +239,8 @@ class _Chain:
         result = attempt.result
         assert result is not None
         self._outlast(lambda: self._verbs.sync(self._run, result))
+        for line in result.not_pushed:
+            self._run.log(f"WARNING {line}")
         return result
 
     def end(self, *, last_sync_s: float = 0.0, keep_warm: bool = False) -> float:
@@ -293,7 +303,8 @@ class _Chain:
     def _order(self, name: StageName, pod: PodLink) -> StageOrder:
         run, data = self._run, self._checked.data.get(name)
         remote = self._on_pod(lambda: pod.upload([(data.path, data.sha256)]))[0] if data else None
-        beats = beats_before(run, name)
+        beats, init = beats_before(run, name), self._init(name)
+        origin = {"init": init.uri or "", "init_manifest_sha256": init.revision or ""} if init else {}
         return StageOrder(
             run_id=run.run_id,
             stage=name,
@@ -302,11 +313,17 @@ class _Chain:
             recipe=run.recipe,
             data_path=remote,
             data_rows=data.rows if data else None,
-            init=self._init(name),
+            init=init,
             durable=durable_in(beats),
             trained=trained_in(beats),
             save_interval=self._save_interval(name, beats),
-            lineage={**run.lineage, "pod": pod.name, "pod_id": pod.row.id, "data_sha256": data.sha256 if data else ""},
+            lineage={
+                **run.lineage,
+                "pod": pod.name,
+                "pod_id": pod.row.id,
+                "data_sha256": data.sha256 if data else "",
+                **origin,
+            },
         )
 
     def _init(self, name: StageName) -> InitFrom | None:
@@ -321,6 +338,12 @@ class _Chain:
             raise UserError(
                 f"rl.init is '{section.init}', but {self._run.store.uri} has no checkpoint of {run_id}/{stage}. Run "
                 "that stage first, or leave init out to start from model.hf_checkpoint."
+            )
+        shape = newest.lineage.get(SHAPE)
+        if shape is not None and shape != _shape(self._run.recipe):
+            raise UserError(
+                f"rl.init is '{section.init}', whose newest checkpoint is of another model: it was trained with "
+                f"{shape}, the recipe's `model:` says {_shape(self._run.recipe)}."
             )
         return InitFrom(
             run_id=run_id,
@@ -414,7 +437,8 @@ def _record(run: Run, result: StageResult, checked: Checked) -> None:
     if newest is None:
         return
     data, base = checked.data.get(result.stage), run.recipe.model.hf_checkpoint
-    made_from = [newest.parent, f"file:{data.path}" if data else None, f"file:{base}" if base else None]
+    weights = newest.lineage.get("init") or (f"file:{base}" if base else None)
+    made_from = [newest.parent, f"file:{data.path}" if data else None, weights]
     show_asset(newest, run.store.uri_of(newest), [source for source in made_from if source])
 
 
@@ -481,6 +505,8 @@ def _summarise(run: Run, results: list[StageResult], cost: float) -> None:
         loss, reward = (_span(result, figure) for figure in ("loss", "reward"))
         iterations = f"{result.first_iteration}..{result.last_iteration}"
         lines.append(f"| {result.stage} | {iterations} | {loss} | {reward} | `{result.checkpoint_uri}` |")
+    lines += ["", *(f"- pushed: {one.url} ({one.reason})" for result in results for one in result.milestones)]
+    lines += [f"- **{line}**" for result in results for line in result.not_pushed]
     run.board.show_markdown("summary", "\n".join(lines))
 
 

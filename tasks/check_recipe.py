@@ -8,6 +8,9 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from blocks.recipe import Recipe, StageName
+from plugins.checkpoints.hub.place import HubPlace
+from plugins.checkpoints.push import check_target
+from plugins.checkpoints.stores.open import open_store
 from plugins.errors import Refused, UserError
 from plugins.lium.offers import Ranking
 from plugins.lium.rent_inputs import image_reference
@@ -50,7 +53,11 @@ def check_recipe(recipe: Recipe, stages: list[StageName]) -> Checked:
     if recipe.pod.image:
         image_reference(recipe.pod.image)
     check_budget(recipe.pod, Ranking((), (), wish_of(recipe), 0.0))
-    _check_store(recipe)
+    check_stores_named(recipe)
+    store_env(recipe)
+    stores_here(recipe).check()
+    for target in _push_targets(recipe, stages):
+        check_target(target, public=recipe.milestones.public)
     data: dict[StageName, StageData] = {}
     last: dict[StageName, int | None] = {}
     for name in stages:
@@ -64,9 +71,18 @@ def check_recipe(recipe: Recipe, stages: list[StageName]) -> Checked:
 check_recipe_task = task(name="check-recipe", cache_policy=NO_CACHE, persist_result=False)(check_recipe)
 
 
-def _check_store(recipe: Recipe) -> None:
-    """Refuse a store that would lose checkpoints, then prove by writing that each can be written."""
+def _push_targets(recipe: Recipe, stages: list[StageName]) -> list[str]:
+    to = recipe.milestones.push_to
+    return list(dict.fromkeys(to.replace("{stage}", name) for name in stages)) if to else []
+
+
+def check_stores_named(recipe: Recipe) -> None:
+    """Refuse stores that do not exist or would lose checkpoints, and places to push to that are none. Asks nobody."""
+    for target in _push_targets(recipe, recipe.stages()):
+        HubPlace.of(target)
+    stores_here(recipe)
     for uri in recipe.checkpoint.stores:
+        open_store(uri)
         if uri.startswith("folder:") and not rents_locally(recipe):
             raise Refused(
                 f"Recipe '{recipe.name}': checkpoint.store: a rented pod cannot see the folder {uri}, so its "
@@ -78,8 +94,6 @@ def _check_store(recipe: Recipe) -> None:
                 f"Recipe '{recipe.name}': pod.volume: missing; checkpoint.store {uri} is on the volume that the pod "
                 "mounts"
             )
-    store_env(recipe)
-    stores_here(recipe).check()
 
 
 def _check_data(recipe: Recipe, name: StageName) -> StageData | None:

@@ -9,6 +9,7 @@ from tasks.run import Run
 BYTES_PER_PARAMETER = 16
 """bf16 weights 2, fp32 main copy 4, Adam 8 (slime.md 6.7, an estimate), and 2 for the export in bf16."""
 VOCABULARY = 151_936  # of the Qwen models, where the recipe does not say
+SMALL_MODEL = 50e6  # parameters below which nobody's disk is too small
 _BILLIONS = re.compile(r"(\d+(?:\.\d+)?)B", re.IGNORECASE)
 
 

@@ -18,6 +18,7 @@ from plugins.lium.gpu_names import same_gpu
 from plugins.lium.hosts import Host
 from plugins.lium.limits import money
 from plugins.lium.offers import Estimate, Offer, Ranking, Rest, Wish, rank, shortlist
+from tasks.checkpoint_size import BYTES_PER_PARAMETER, SMALL_MODEL, parameters_of
 
 CENT = 0.01
 TOLERANCE = 1e-9  # a budget of exactly one period is enough
@@ -94,13 +95,20 @@ def wish_of(recipe: Recipe) -> Wish:
         max_price_per_gpu_hour=pod.max_price_per_gpu_hour,
         countries=tuple(dict.fromkeys(code.upper() for code in pod.countries)),
         min_download_mbps=pod.min_download_mbps,
-        min_disk_gb=pod.min_disk_gb,
+        min_disk_gb=_disk_gb(recipe),
         min_ram_gb=pod.min_ram_gb,
         min_cuda=pod.min_cuda,
         min_driver=pod.min_driver,
         min_ports=pod.min_ports,
         image=pod.image,
     )
+
+
+def _disk_gb(recipe: Recipe) -> float | None:
+    """Free disk in GB that a host must list: what the recipe says, and room for two checkpoints of its model."""
+    parameters = parameters_of(recipe)
+    two = 2 * parameters * BYTES_PER_PARAMETER / 1e9 if parameters and parameters > SMALL_MODEL else None
+    return max((size for size in (recipe.pod.min_disk_gb, two) if size is not None), default=None)
 
 
 def check_wish(market: Market, wish: Wish, hosts: Sequence[Host] | None = None) -> None:

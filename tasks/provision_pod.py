@@ -61,6 +61,10 @@ class HostUnfit(PodLost):
     """The host does not hold what was paid for: refused, failed to boot, failed the preflight, asked more money."""
 
 
+class TooSmall(HostUnfit):
+    """Nothing is wrong with the host: the recipe's checkpoints do not fit on its disk. Other runs may have it."""
+
+
 @task(
     name="provision-pod",
     retries=4,
@@ -83,7 +87,7 @@ def provision_pod(run: Run, stages: list[StageName]) -> PodLink:
             problems.append(f"{row.name}: {lost}")
             run.check()  # a pod that a cancel took away says nothing about its host
             run.log(f"WARNING pod {row.name} will not do ({lost}); taking the next offer")
-            give_back(run, row, str(lost))
+            give_back(run, row, str(lost), rest_hours=REFUSED_RESTS_HOURS if isinstance(lost, TooSmall) else None)
     raise PodLost(f"Run {run.run_id}: {TRIES} hosts in a row would not do. The last ones: {'; '.join(problems[-3:])}")
 
 
@@ -280,15 +284,19 @@ def check_fit(run: Run, link: PodLink) -> None:
         f"preflight-{pod_number(link.name)}", [check.row() for check in checks], f"Preflight of {link.name}"
     )
     if (problem := failing(checks)) is not None:
-        raise HostUnfit(f"preflight: {problem}")
+        needs = [check.name for check in checks if not check.ok] == ["disk space"] and "two checkpoints" in problem
+        raise (TooSmall if needs else HostUnfit)(f"preflight: {problem}")
     run.log(f"pod {link.name}: preflight passed ({len(checks)} checks)")
 
 
 # -- giving it back -----------------------------------------------------------------------------------------------
 
 
-def give_back(run: Run, row: PodRow, why: str, *, blame: bool = True) -> None:
-    """End one pod for sure, note it, and let its host rest if it is to blame. Raises ControlPlaneError."""
+def give_back(run: Run, row: PodRow, why: str, *, blame: bool = True, rest_hours: float | None = None) -> None:
+    """End one pod for sure, note it, and let its host rest if it is to blame. Raises ControlPlaneError.
+
+    rest_hours: None is the recipe's `bad_host_hours`.
+    """
     run.let_go(row.id)
     run.poller.unwatch(row.name)
     run.account.release(row.name, [row.id])
@@ -297,7 +305,7 @@ def give_back(run: Run, row: PodRow, why: str, *, blame: bool = True) -> None:
     run.ledger.ended([row.name], run.account, why)
     executor = row.executor_id or next((r["executor"] for r in run.ledger.rows() if r["name"] == row.name), None)
     if blame and executor:
-        rest(run, executor, why)
+        rest(run, executor, why, rest_hours)
 
 
 def rest(run: Run, executor_id: str, why: str, hours: float | None = None) -> None:

@@ -4,6 +4,7 @@ What is pushed was sealed: every file is compared with its manifest on the way. 
 can push what it holds (`push_here.py`); finding out who holds it is the business of `push_checkpoint.py`.
 """
 
+import shutil
 import tempfile
 from dataclasses import asdict
 from pathlib import Path
@@ -46,13 +47,20 @@ def push_sealed(
         image_digest=lineage.get("image") or None,
         data_hash=lineage.get("data_sha256") or None,
         parent=manifest.parent,
+        init=lineage.get("init") or None,
         pod=lineage.get("pod"),
         source=source_uri,
         reason=reason,
         metrics=manifest.metrics,
     )
-    extra = {f"rollouts/{file.relative_to(rollouts)}": file for file in _files(rollouts)} if rollouts else {}
-    return push_export(save_dir, manifest.files, to, card, public=public, whole=whole, extra=extra)
+    with tempfile.TemporaryDirectory(prefix="trainstack-push-") as folder:
+        extra = {}
+        for name, file in _files(rollouts).items() if rollouts else ():  # copied: the trainer goes on writing them
+            copy = Path(folder) / name
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, copy)
+            extra[f"rollouts/{name}"] = copy
+        return push_export(save_dir, manifest.files, to, card, public=public, whole=whole, extra=extra)
 
 
 def push_from_save_dir(
@@ -82,7 +90,10 @@ def push_from_store(
                 raise UserError(f"{store.uri_of(held[0])} has no Hugging Face export: there is nothing to push")
             store.get(held[0], Path(folder), only=only)
             return push_sealed(Path(folder), held[0], to, source_uri=store.uri_of(held[0]), **how)
-    raise UserError(f"{store.uri} has no checkpoint of {_named(run_id, stage, iteration)}")
+    names = (stage,) if stage else STAGES
+    there = [f"{name} {one.iteration}" for name in names for one in store.list(run_id, name)]
+    known = f"; it has {', '.join(there)}" if there else ""
+    raise UserError(f"{store.uri} has no checkpoint of {_named(run_id, stage, iteration)}{known}")
 
 
 def as_data(pushed: Pushed) -> dict[str, Any]:
@@ -90,8 +101,9 @@ def as_data(pushed: Pushed) -> dict[str, Any]:
     return {**{key: value for key, value in asdict(pushed).items() if key != "files"}, "files": len(pushed.files)}
 
 
-def _files(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.rglob("*") if file.is_file()) if folder.is_dir() else []
+def _files(folder: Path) -> dict[str, Path]:
+    """Files under a folder by their path in it."""
+    return {str(file.relative_to(folder)): file for file in sorted(folder.rglob("*")) if file.is_file()}
 
 
 def _named(run_id: str, stage: str | None, iteration: int | None) -> str:

@@ -14,6 +14,7 @@ from plugins.lium.idle import IdleWatch
 from plugins.lium.liveness import Evidence, Life, Lookup, Probe, verdict, wants_lookup
 from tasks.board import UNCLAIMED, AttemptRecord
 from tasks.display import Display
+from tasks.plain_text import plain
 from tasks.run import PodLink, Run, RunCancelled, RunEnded
 from tasks.stage_contract import Heartbeat, StageOrder, StageResult
 
@@ -46,6 +47,7 @@ class Attempt:
         self._beat_at: float | None = None
         self._beat_stamp: object = None
         self._started = self._now()
+        self._warned: str | None = None
         self._ssh_dead_since: float | None = None
         self._probe = Probe.NOT_ASKED
         self._lookup, self._looked_up_at = Lookup.NOT_ASKED, 0
@@ -113,6 +115,9 @@ class Attempt:
             return
         self._beat_stamp, self._beat_at = stamp, self._now()
         self.beat = beat or self.beat
+        if beat is not None and beat.warning and beat.warning != self._warned:
+            self._warned = beat.warning
+            self.run.log(f"WARNING {self.stage}: {plain(beat.warning)}")
         self._probe, self._ssh_dead_since = Probe.NOT_ASKED, None
 
     def _watch_use(self) -> None:

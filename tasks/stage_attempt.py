@@ -52,6 +52,7 @@ class MilestonePusher(Protocol):
     """What pushes milestones to the Hub (`stage_publish.Pusher`)."""
 
     done: list[Milestone]
+    failed: list[str]
 
     def wait(self, timeout_s: float) -> bool:
         """Wait until nothing is left to push; False when something is after `timeout_s`."""

@@ -99,10 +99,11 @@ class StageProgress:
             curve[number] = value if overwrite else curve.get(number, value)
 
     def _advance(self, number: int) -> None:
+        now = self.now()
         if self.first_iteration is None:
-            self.first_iteration, self._first_at = number, self.now()
+            self.first_iteration, self._first_at = number, now
         if self.iteration is None or number > self.iteration:
-            self.last_iteration_at = self.now()
+            self.last_iteration_at = now
         if self.first_new_at is None and (self.trained_before is None or number > self.trained_before):
             self.first_new_at = self.last_iteration_at
         self.iteration = number if self.iteration is None else max(self.iteration, number)

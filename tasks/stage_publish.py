@@ -66,6 +66,7 @@ class Pusher:
         self._busy: int | None = None
         self._stopped = False
         self.done: list[Milestone] = []
+        self.failed: list[str] = []
         threading.Thread(target=self._run, name="pusher", daemon=True).start()
 
     def landed(self, manifest: Manifest, uri: str) -> None:
@@ -77,7 +78,8 @@ class Pusher:
         others = [one for one in held if one.iteration != manifest.iteration]
         reason = milestones([manifest, *others], self._rule).get(manifest.iteration)
         with self._changed:
-            if reason is None or manifest.iteration in {one.iteration for one in self.done}:
+            known = {*(one.iteration for one in self.done), *self._waiting, self._busy}
+            if reason is None or manifest.iteration in known:
                 return
             self._waiting[manifest.iteration] = (manifest, uri, reason)
             self._changed.notify_all()
@@ -108,13 +110,16 @@ class Pusher:
                 self._changed.wait_for(lambda: self._stopped or bool(self._waiting))
                 if self._stopped:
                     return
-                self._busy = max(self._waiting)
+                self._busy = min(self._waiting)  # in order: the newest stays on top of the branch
                 manifest, uri, reason = self._waiting.pop(self._busy)
             try:
                 self._push_patiently(manifest, uri, reason)
             except Exception as error:  # a pusher that dies would push no later milestone
-                self._stage.warning = f"milestone {manifest.iteration} was not pushed: {error}"
+                self.failed.append(f"milestone {manifest.iteration} ({reason}) was not pushed: {error}")
+                self._stage.warning = self.failed[-1]
                 self._stage.log(f"WARNING {self._stage.warning}")
+            else:
+                self._stage.warning = None
             finally:
                 with self._changed:
                     self._busy = None

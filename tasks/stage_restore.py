@@ -108,7 +108,11 @@ def _restore(stage: Stage, stores: SeveralStores) -> Manifest | None:
     """The newest checkpoint that verifies, put into the save dir; None only for a stage that never had one."""
     order = stage.order
     known = bool(stores.list(order.run_id, order.stage)) or order.durable is not None
+    before = stores.list(order.run_id, order.stage)
     restored = restore(stores, order.run_id, order.stage, stage.save_dir)
+    if broken := [one.iteration for one in before if one not in stores.list(order.run_id, order.stage)]:
+        stage.warning = f"damaged in the store and set aside: iteration {', '.join(map(str, broken))}"
+        stage.log(f"WARNING {stage.warning}")
     if restored is None and known:
         raise UserError(
             f"No checkpoint of {order.run_id}/{order.stage} in {stores.uri} can be restored, although there were some "

@@ -136,6 +136,7 @@ class Publisher:
         self._warning: str | None = None
         self._fenced: str | None = None
         self._sealed_manifest: Manifest | None = None
+        self._seen: list[Manifest] = []
         self.seal_s: float | None = None
         self.uploaders = [
             Uploader(
@@ -217,7 +218,8 @@ class Publisher:
         if self.fenced:
             raise Fenced(self.fenced)
         if not self._is_durable(anywhere):
-            raise StoreError(self.warning or f"Checkpoint {self._offered} was not durable within {timeout_s:g} s.")
+            last_word = f" Last: {self.warning}" if self.warning else ""
+            raise StoreError(f"Checkpoint {self._offered} was not durable in time; it goes with the pod.{last_word}")
 
     def stop(self) -> None:
         """Take no more offers and drop what waits; returns at once."""
@@ -282,8 +284,10 @@ class Publisher:
                 raise
             else:
                 self._warning, self._sealed_manifest = None, manifest
+                self._seen.append(manifest)
+                kept = iteration in milestones(self._seen, self._rule)
                 for number, one in enumerate(self.uploaders):
-                    one.offer(manifest, feed.fed() if feed is not None and number == 0 else None)
+                    one.offer(manifest, feed.fed() if feed is not None and number == 0 else None, milestone=kept)
                 return
 
     def _begin_feed(self, iteration: int) -> _Feed | None:
@@ -303,9 +307,9 @@ class Publisher:
             return None  # the uploader meets the same trouble, and says it
         return _Feed(upload) if upload is not None else None
 
-    def _landed(self, uploader: Uploader) -> None:
-        assert uploader.durable is not None and uploader.uri is not None
-        self._tell(uploader.durable, uploader.uri)
+    def _landed(self, uploader: Uploader, manifest: Manifest) -> None:
+        assert uploader.uri is not None
+        self._tell(manifest, uploader.uri)
         self._prune(uploader.store)
 
     def _prune(self, store: CheckpointStore) -> None:

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from plugins.checkpoints.hub.repo import HubRepo
     from plugins.checkpoints.hub.writing import HubWriter
 
-__all__ = ["ModelCard", "Pushed", "push_export"]
+__all__ = ["ModelCard", "Pushed", "check_target", "push_export"]
 
 FORMAT = 1
 CARD, LIST = "README.md", "trainstack_manifest.json"
@@ -112,6 +112,20 @@ def push_export(
         url = f"{repo.endpoint}/{place.repo}/tree/{revision}"
         return Pushed(place.repo, place.branch, revision, url, tuple(local.entry for local in wanted.values()))
     raise StoreError(f"{repo.where}: others committed {MOVES} times in a row: who writes there?")
+
+
+def check_target(target: str, *, public: bool = False) -> None:
+    """Prove that a milestone can be pushed there, by writing: makes the repository if need be, and two commits.
+
+    Raises UserError for a place that is none, a token or a right that is missing, another's name; StoreError when the
+    Hub fails.
+    """
+    place = HubPlace.of(target)
+    from plugins.checkpoints.hub.probe import check_usable
+    from plugins.checkpoints.hub.repo import HubRepo
+    from plugins.checkpoints.hub.writing import HubWriter
+
+    check_usable(HubWriter(HubRepo(place)), "", public=public)
 
 
 def _wanted(source_dir: Path, files: Iterable[FileEntry], whole: bool, extra: Mapping[str, Path]) -> dict[str, _Local]:

@@ -260,7 +260,8 @@ class ResumeProof:
             rows.append(Row("data cursor's file", "read", "read", "data source's line", True))
         if self._tracker is not None:
             moved = self._restored is None or self._tracker >= self._restored
-            rows.append(Row("tracker", f"{self.expected_first} or later", f"{self._tracker}", TRACKER, moved))
+            least = self.expected_first if self._restored is None else self._restored
+            rows.append(Row("tracker", f"{least} or later", f"{self._tracker}", TRACKER, moved))
         return rows
 
 

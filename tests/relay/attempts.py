@@ -107,9 +107,10 @@ class Attempt:
             done = write(self._save_dir, ident, self._death, self._rng, asynchronous=self._plan.asynchronous)
         if not done and not self._plan.last_words:
             self._death.die()
-        self._seal(ident)
         if not done:
-            self._death.over = True
+            self._journal.note(f"died {self._death.last}, the trainer alone")
+        self._seal(ident)
+        self._death.over = not done
 
     def _restore(self) -> Manifest | None:
         if self._plan.junk:

@@ -1,4 +1,4 @@
-"""What the relay suite counts, and the breaches it found. Everything here travels as one JSON line between processes."""
+"""What the relay suite counts, and the breaches it found; as one line of JSON it travels between processes."""
 
 import json
 from collections import Counter

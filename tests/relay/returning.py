@@ -85,7 +85,7 @@ def returning(kinds: tuple[str, str], folder: Path, seed: str, guards: Guards, f
     worlds = {name: make_world(kind, folder, guards.folder) for name, kind in zip(STORES, kinds, strict=True)}
     history = History(worlds, folder, guards, rng, forked)
     silent, awake = rng.sample(STORES, 2)
-    first = sorted(rng.sample(range(1, 20), rng.randint(2, 4)))
+    first = sorted(rng.sample(range(1, 20), rng.randint(2, 6)))
     common = rng.randint(1, len(first) - 1)
     death = Death("returning" if rng.random() < 0.7 else None, rng.randrange(70), seed, forked)
     who_answers = rng.choice(((silent,), (silent, awake), STORES))

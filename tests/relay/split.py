@@ -93,7 +93,11 @@ class Split:
             if self.cut and me == OLD and self.seen is not None and not self.new_is_done:
                 raise StoreError("the network is cut")
 
-        return self.world.open(before)
+        self.world.settle = lambda _s: self.baton.give(me)  # nobody stalls for a second between two bytes of a state
+        try:
+            return self.world.open(before)
+        finally:
+            self.world.settle = None
 
     def visible(self) -> list[Ident]:
         """What a reader finds, newest first."""

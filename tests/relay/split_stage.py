@@ -4,6 +4,7 @@ Attempt 1's trainer saves once, hangs until attempt 2 is through, and saves agai
 its trainer stopped, and the store must hold what attempt 2 trained.
 """
 
+import json
 import os
 import threading
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ from blocks.recipe import Recipe
 from plugins.checkpoints.stores.open import open_store
 from plugins.errors import ControlPlaneError, Fenced
 from plugins.slime import layout
+from plugins.slime.hooks import PROGRESS_FILE
 from plugins.slime.progress import format_line, format_loaded
 from tasks.stage_attempt import Stage
 from tasks.stage_contract import StageOrder
@@ -69,7 +71,12 @@ class Trainer:
         with log.open("a", buffering=1) as file:
             if resumed is not None:
                 file.write(format_loaded(resumed, save_dir, now=datetime(2030, 1, 1)) + "\n")
-            self._say(file, 0 if resumed is None else resumed + 1)
+            first = 0 if resumed is None else resumed + 1
+            data = {"data/first_group": first, "data/first_index": first, "data/exact": 1}
+            hook = Path(env[PROGRESS_FILE])
+            hook.parent.mkdir(parents=True, exist_ok=True)
+            hook.write_text(json.dumps({"kind": "rollout", "number": first, "values": data}) + "\n")
+            self._say(file, first)
             if resumed is None:
                 self._save(save_dir, FIRST)
             self.saved.set()
@@ -88,11 +95,11 @@ class Trainer:
         write(save_dir, Ident(iteration, f"a{self.attempt}"), Death(), rng, asynchronous=False)
 
 
-def _stage(folder: Path, uri: str, attempt: int) -> Stage:
+def _stage(folder: Path, uris: list[str], attempt: int) -> Stage:
     data = folder / "rows.jsonl"
     data.write_text("{}\n")
     section = {"data": str(data), "num_rollout": LAST + 1, "save_interval": 4, "args": {"rollout-batch-size": 4}}
-    checkpoint = {"store": uri, "final_upload_minutes": 1}
+    checkpoint = {"store": uris, "final_upload_minutes": 1}
     raw = {"name": "split", "trainer": {"kind": "tinyslime"}, "sft": section, "checkpoint": checkpoint}
     order = StageOrder(
         run_id=RUN, stage=STAGE, attempt=attempt, pod="p", recipe=Recipe.model_validate(raw), data_path=str(data)
@@ -107,12 +114,13 @@ def split_stages(kind: str, folder: Path) -> Figures:
     if kind == "hub":
         os.environ["HF_TOKEN"], os.environ["HF_ENDPOINT"] = world.api.token, world.url
     uri, go = world.open().uri, threading.Event()
+    uris = [uri, f"folder:{folder}/far"] if kind == "volume" else [uri]  # a volume alone is read by nobody else
     first, second = Trainer(1, go), Trainer(2, threading.Event())
     second.go.set()
 
     def old() -> None:
         try:
-            ends.append(train_stage(_stage(folder, uri, 1), first))
+            ends.append(train_stage(_stage(folder, uris, 1), first))
         except BaseException as error:
             ends.append(error)
 
@@ -125,7 +133,7 @@ def split_stages(kind: str, folder: Path) -> Figures:
         if store.list(RUN, STAGE):
             break
         waited.wait(0.1)
-    result = train_stage(_stage(folder, uri, 2), second)
+    result = train_stage(_stage(folder, uris, 2), second)
     go.set()
     thread.join(LONGEST_S)
     found = [ident_of(manifest, seeds) for manifest in store.list(RUN, STAGE)]

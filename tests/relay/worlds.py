@@ -46,9 +46,13 @@ class _ObjectWorld(_ObjectKit):
 
 
 class VolumeWorld(_ObjectWorld, VolumeKit):
+    """settle: instead of the second that a volume gives the writer of a state that is not whole yet."""
+
+    settle: Callable[[float], None] | None = None
+
     def backend(self, before: Before | None = None) -> Any:
-        more = {"chunk_bytes": CHUNK_BYTES, "workers": 1}
-        return VolumeBackend(self.root, before=_hook(before), sleep=lambda _s: None, **more)
+        more = {"chunk_bytes": CHUNK_BYTES, "workers": 1, "sleep": self.settle or (lambda _s: None)}
+        return VolumeBackend(self.root, before=_hook(before), **more)
 
 
 class S3World(_ObjectWorld, S3Kit):
@@ -60,6 +64,7 @@ class S3World(_ObjectWorld, S3Kit):
 
 def make_world(kind: str, root: Path, store: FolderType = FolderStore) -> Any:
     """A new empty store of this kind; the servers of S3 and the Hub run in this process."""
+    assert kind in KINDS
     place = root / f"{kind}-{secrets.token_hex(4)}"
     place.mkdir(parents=True)
     if kind == "folder":

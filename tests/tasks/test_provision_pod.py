@@ -298,3 +298,11 @@ def test_no_two_runs_can_have_the_same_pod_name_and_the_name_tells_the_run() -> 
     names = {pod_name(run, group, number): run for run in runs for group in groups for number in (1, 2)}
     assert len(names) == len(runs) * len(groups) * 2
     assert {name: run_of(name) for name in names} == names
+
+
+def test_a_recipe_that_is_too_big_for_the_disk_blames_the_host_for_minutes_only() -> None:
+    small = [Check("disk space", "80 GB in /", "at least 400 GB (two checkpoints of 200 GB)", ok=False)]
+    here = scene(host(1, 1.0), host(2, 2.0), link={"ex-1": {"checks": small}}, bad_host_hours=6)
+    provision(here.run, ["sft"])
+    assert [order.executor_id for order in here.market.orders] == ["ex-1", "ex-2"]
+    assert here.board.hosts["ex-1"].until - here.run.clock.now() <= 600

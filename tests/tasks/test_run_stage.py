@@ -124,3 +124,16 @@ def test_the_same_failure_at_the_same_iteration_twice_in_a_row_is_the_users() ->
 def test_another_failure_or_another_iteration_is_tried_again(second) -> None:
     made, left = chain([failed(12, "ValueError: nan"), second, DONE])
     assert made.stage("sft") == RESULT and left == []
+
+
+def test_a_new_warning_of_the_stage_reaches_the_pipelines_log_once() -> None:
+    here = scene(host(1))
+    here.board.records = [record(RESULT.model_dump_json())]
+    attempt = Attempt(here.run, Link(living()), here.board.records[0], "sft")
+    for warning in ("damaged: iteration 71", "damaged: iteration 71", None, "milestone 3 was not pushed"):
+        here.board.beats[UUID(int=1)] = Heartbeat(stage="sft", attempt=1, phase="train", warning=warning)
+        attempt._read_beat()
+    assert [line for line in here.said if "WARNING sft" in line] == [
+        "WARNING sft: damaged: iteration 71",
+        "WARNING sft: milestone 3 was not pushed",
+    ]

@@ -64,9 +64,27 @@ def test_a_figure_that_is_no_number_leaves_no_point() -> None:
     assert progress.iteration == 1
 
 
-def test_the_loaded_iteration_is_remembered_and_is_no_progress() -> None:
+def test_loading_and_saving_are_no_progress() -> None:
     progress = taken(Point("loaded", 7), Point("saved", 9), Point("perf", 3, {"perf/x": 1.0}))
-    assert (progress.loaded, progress.iteration) == (7, None)
+    assert (progress.iteration, progress.first_iteration, progress.first_new_at) == (None, None, None)
+
+
+def test_what_a_save_cost_and_how_long_an_iteration_takes_are_kept() -> None:
+    clock = iter([10.0, 12.0, 14.0])
+    progress = StageProgress(now=lambda: next(clock))
+    for number in (4, 5, 6):
+        progress.take(Point("step", number, {"train/loss": float(number)}))
+    progress.take(Point("perf", 6, {"perf/save_model_time": 1.5}))
+    assert (progress.save_s, progress.iteration_s, progress.last_iteration_at) == (1.5, 2.0, 14.0)
+    assert progress.at(5, 2) == {"loss": 4.5}
+
+
+def test_an_iteration_is_new_when_no_earlier_attempt_trained_it() -> None:
+    clock = iter([10.0, 12.0, 14.0])
+    progress = StageProgress(trained_before=4, now=lambda: next(clock))
+    for number in (3, 4, 5):
+        progress.take(Point("step", number, {"train/loss": 1.0}))
+    assert (progress.first_iteration, progress.first_new_at) == (3, 14.0)
 
 
 def test_first_and_last_are_means_over_a_tenth_of_the_curve() -> None:

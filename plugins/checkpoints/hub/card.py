@@ -24,7 +24,8 @@ class ModelCard:
     """Facts of one checkpoint. What is None is left out.
 
     base_model: id on the Hub of the model that training started from; a path of a machine stays out of the front
-    matter. parent: URI of the checkpoint that training started from. reason: why this one is a milestone. license: an
+    matter. parent: URI of the checkpoint that training went on from.
+    init: URI of the one whose weights the stage began with. reason: why this one is a milestone. license: an
     identifier that the Hub knows, such as apache-2.0.
     """
 
@@ -38,6 +39,7 @@ class ModelCard:
     image_digest: str | None = None
     data_hash: str | None = None
     parent: str | None = None
+    init: str | None = None
     pod: str | None = None
     source: str | None = None
     reason: str | None = None
@@ -60,6 +62,7 @@ class ModelCard:
             "image digest": self.image_digest,
             "data hash": self.data_hash,
             "parent checkpoint": self.parent,
+            "weights from": self.init,
             "pod": self.pod,
             "stored as": self.source,
             **{f"metric {name}": f"{value:g}" for name, value in sorted(self.metrics.items())},

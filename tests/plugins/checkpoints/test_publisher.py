@@ -325,3 +325,28 @@ def test_figures_of_the_iteration_and_milestones_come_with_the_manifest(trainer,
     assert landed == [3, 7, 11]
     assert iterations(store) == [11, 7], "the best one stays besides the newest"
     assert store.latest(RUN, STAGE).metrics == {"reward": 0.2}
+
+
+def test_a_milestone_that_has_to_give_way_is_stored_later_and_stays_on_the_pod_until_then(trainer, pair) -> None:
+    _near, far, publisher = pair(keep=1, rule=MilestoneRule(interval=4))
+    for iteration in (2, 3, 6, 7, 9):  # 3 and 7 are milestones
+        trainer.save(iteration)
+        publisher.offer(iteration)
+        until(lambda n=iteration: publisher.durable and publisher.durable.iteration == n)
+    assert (trainer.save_dir / "iter_0000003").is_dir() and (trainer.save_dir / "iter_0000007").is_dir()
+    far.gate.set()
+    publisher.finish(LONG_S)
+    assert far.came == [2, 9, 7, 3] and iterations(far) == [9, 7, 3]
+
+
+def test_milestones_that_a_store_never_takes_up_are_bounded_and_the_lost_one_is_named(trainer, pair) -> None:
+    said: list[str] = []
+    _near, _far, publisher = pair(rule=MilestoneRule(interval=1), log=said.append)
+    for iteration in range(8):
+        trainer.save(iteration)
+        publisher.offer(iteration)
+        until(lambda n=iteration: publisher.durable and publisher.durable.iteration == n)
+    assert [line.split(" is not in ")[0] for line in said if "is not in" in line] == [
+        "WARNING milestone 1",
+        "WARNING milestone 2",
+    ]
