@@ -12,6 +12,7 @@ import contextlib
 import json
 import re
 import threading
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -118,6 +119,19 @@ class Manifest(BaseModel):
             raise TornCheckpoint(f"{where}: is no manifest ({key}: {first['msg']})") from error
         except (ValueError, RecursionError) as error:
             raise TornCheckpoint(f"{where}: is not valid JSON ({error})") from error
+
+
+def superseded(manifest: Manifest, others: Iterable[Manifest]) -> bool:
+    """Whether a later attempt published an earlier iteration: it did not start from this one, so its line was given up.
+
+    That happens where a store was away while the next attempt went on from an older checkpoint of another store.
+    """
+    return any(other.token > manifest.token and other.iteration <= manifest.iteration for other in others)
+
+
+def living(manifests: Sequence[Manifest]) -> list[Manifest]:
+    """Those on the line that the run goes on from, in the order given."""
+    return [manifest for manifest in manifests if not superseded(manifest, manifests)]
 
 
 def local_manifest_file(save_dir: Path, iteration: int) -> Path:

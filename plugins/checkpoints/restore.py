@@ -10,7 +10,7 @@ from pathlib import Path
 
 from plugins.checkpoints.disk import Disk, Progress
 from plugins.checkpoints.landing import clear_unfinished, iterations_seen, pieces_of, quarantine
-from plugins.checkpoints.manifest import Manifest, check_names, read_local, verify_files
+from plugins.checkpoints.manifest import Manifest, check_names, living, read_local, superseded, verify_files
 from plugins.checkpoints.stores import CheckpointStore
 from plugins.errors import StoreError, TornCheckpoint
 from plugins.slime import layout
@@ -43,8 +43,8 @@ def restore(
     clear_unfinished(save_dir, disk)
     stored = store.list(run_id, stage)
     # A store that was silent for a while may still hold the line of an attempt that another one has left behind.
-    stored = [manifest for manifest in stored if not _superseded(manifest, stored)]
-    local = [manifest for manifest in _sealed_here(save_dir, run_id, stage) if not _superseded(manifest, stored)]
+    stored = living(stored)
+    local = [manifest for manifest in _sealed_here(save_dir, run_id, stage) if not superseded(manifest, stored)]
     candidates = stored + [manifest for manifest in local if manifest.files not in {other.files for other in stored}]
     for manifest in sorted(candidates, key=lambda one: (one.iteration, one.token), reverse=True):
         if _is_here(save_dir, manifest) or (manifest in stored and _fetched(store, manifest, save_dir, progress)):
@@ -59,11 +59,6 @@ def restore(
 def _sealed_here(save_dir: Path, run_id: str, stage: str) -> list[Manifest]:
     found = (read_local(save_dir, iteration) for iteration in layout.list_iterations(save_dir))
     return [one for one in found if one and (one.run_id, one.stage) == (run_id, stage)]
-
-
-def _superseded(manifest: Manifest, stored: list[Manifest]) -> bool:
-    """A later attempt published an earlier iteration: it did not start from this one, so this line was given up."""
-    return any(other.token > manifest.token and other.iteration <= manifest.iteration for other in stored)
 
 
 def _is_here(save_dir: Path, manifest: Manifest) -> bool:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from plugins.checkpoints.disk import Disk
 from plugins.checkpoints.landing import pieces_of
+from plugins.checkpoints.manifest import living
 from plugins.checkpoints.stores import CheckpointStore
 from plugins.errors import TornCheckpoint, UserError
 from plugins.slime import layout
@@ -41,10 +42,14 @@ def prune_store(
 ) -> list[int]:
     """Remove all but the newest `keep` checkpoints and the milestones of a stage from a store.
 
+    What a later attempt has left behind goes first, whatever its number: it is no part of the run any more.
     Returns the iterations removed, ascending. Raises UserError when `keep` is less than 1, StoreError.
     """
     _check_keep(keep)
-    removable = [manifest for manifest in store.list(run_id, stage)[keep:] if manifest.iteration not in milestones]
+    held = store.list(run_id, stage)
+    line = living(held)
+    removable = [manifest for manifest in held if manifest not in line]
+    removable += [manifest for manifest in line[keep:] if manifest.iteration not in milestones]
     for manifest in removable:
         store.delete(manifest)
     return sorted(manifest.iteration for manifest in removable)

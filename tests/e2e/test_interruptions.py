@@ -14,7 +14,7 @@ import pytest
 
 from tests.e2e.world import ROOT, World, command_of, eventually, pids_with
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("world-b")]
 Started = list[subprocess.Popen[bytes]]
 SFT = {
     "data": str(ROOT / "deployments" / "recipes" / "data" / "demo_sft.jsonl"),

@@ -18,7 +18,7 @@ import pytest
 
 from tests.e2e.world import ANY_DISK, KEY, ROOT, World, command_of, eventually, pids_with
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("world-b")]
 Started = list[subprocess.Popen[bytes]]
 DATA = str(ROOT / "deployments" / "recipes" / "data" / "demo_sft.jsonl")
 POD = {"gpu": "H200", "max_price_per_gpu_hour": 9.0, "budget_usd": 9.0, "preflight": ANY_DISK, "bad_host_hours": 0}

@@ -14,7 +14,15 @@ from pathlib import Path
 
 from plugins.checkpoints.disk import WORKERS, Disk, Progress, in_parallel
 from plugins.checkpoints.landing import Only, land
-from plugins.checkpoints.manifest import FileEntry, Manifest, check_entry, check_names, check_sizes, verify_files
+from plugins.checkpoints.manifest import (
+    FileEntry,
+    Manifest,
+    check_entry,
+    check_names,
+    check_sizes,
+    living,
+    verify_files,
+)
 from plugins.checkpoints.stores import Upload
 from plugins.checkpoints.stores.folder_upload import FolderUpload
 from plugins.checkpoints.stores.shelf import Shelf
@@ -110,7 +118,8 @@ class FolderStore:
     def latest(self, run_id: str, stage: str) -> Manifest | None:
         """See `CheckpointStore.latest`."""
         shelf = self._shelf(run_id, stage)
-        pointed, whole = shelf.pointed(), [one for one, place in shelf.manifests() if shelf.is_whole(one, place)]
+        pointed = shelf.pointed()
+        whole = living([one for one, place in shelf.manifests() if shelf.is_whole(one, place)])
         return pointed if pointed in whole else next(iter(whole), None)
 
     def list(self, run_id: str, stage: str) -> "builtins.list[Manifest]":

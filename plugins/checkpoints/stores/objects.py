@@ -16,7 +16,7 @@ from pathlib import Path
 
 from plugins.checkpoints.disk import Disk, Progress, in_parallel
 from plugins.checkpoints.landing import Only, land
-from plugins.checkpoints.manifest import FileEntry, Manifest, check_sizes
+from plugins.checkpoints.manifest import FileEntry, Manifest, check_sizes, living
 from plugins.checkpoints.stores import Upload
 from plugins.checkpoints.stores.backend import Backend, Feed
 from plugins.checkpoints.stores.fed import FedUpload
@@ -124,10 +124,11 @@ class ObjectStore:
         return self.uri_of(manifest)
 
     def latest(self, run_id: str, stage: str) -> Manifest | None:
-        """See `CheckpointStore.latest`: the newest of the list that has all its files."""
+        """See `CheckpointStore.latest`: the newest on the run's line that has all its files."""
         where = self._stage(run_id, stage)
         found = where.manifests(where.read()[0])
-        return next((manifest for manifest, entry in found if where.is_whole(manifest, entry.place)), None)
+        line = living([manifest for manifest, _ in found])
+        return next((one for one, entry in found if one in line and where.is_whole(one, entry.place)), None)
 
     def list(self, run_id: str, stage: str) -> "builtins.list[Manifest]":
         """See `CheckpointStore.list`. What the state names; the whole places when the state is lost or damaged."""

@@ -27,7 +27,7 @@ from typing import Any
 
 from plugins.checkpoints.disk import PARTIAL, Disk, disk_errors, sha256_of
 from plugins.checkpoints.landing import INCOMING
-from plugins.checkpoints.manifest import Manifest, check_sizes
+from plugins.checkpoints.manifest import Manifest, check_sizes, living
 from plugins.checkpoints.stores.lock import folder_lock, try_lock
 from plugins.errors import Fenced, StoreError, TornCheckpoint
 
@@ -115,7 +115,7 @@ class Shelf:
             self._make_room(place)
             self._disk.move(staging, place)
         pointed = self.pointed()
-        if pointed is None or pointed.iteration <= manifest.iteration:
+        if pointed is None or pointed.iteration <= manifest.iteration or pointed.token < manifest.token:
             self._point_to(manifest)
         self._remove_replaced()
 
@@ -125,7 +125,8 @@ class Shelf:
         if place is None:
             return None
         if self._read_object("latest.json").get("iteration") == manifest.iteration:
-            rest = [other for other, where in self.manifests() if where != place and self.is_whole(other, where)]
+            others = [other for other, where in self.manifests() if where != place and self.is_whole(other, where)]
+            rest = living(others)
             if rest:
                 self._point_to(rest[0])
             else:
