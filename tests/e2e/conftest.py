@@ -1,4 +1,7 @@
-"""One world of real servers per test process (see `world.py`)."""
+"""One world of real servers per test process (see `world.py`).
+
+Each module names its `xdist_group`: two groups, so two worlds at the most, whatever the number of test processes.
+"""
 
 import signal
 import subprocess
@@ -16,16 +19,6 @@ from tests.e2e.world import World, new_world
 def world(tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
     with new_world(tmp_path_factory.mktemp("w")) as made:
         yield made
-
-
-WORLDS = {"test_interruptions": "world-b", "test_pods": "world-b"}
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Two worlds at the most, whatever the number of test processes: servers are what costs time here."""
-    for item in items:
-        if item.path.parent == Path(__file__).parent:
-            item.add_marker(pytest.mark.xdist_group(WORLDS.get(item.path.stem, "world-a")))
 
 
 @pytest.hookimpl(wrapper=True)

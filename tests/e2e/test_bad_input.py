@@ -15,7 +15,7 @@ from plugins.checkpoints.stores.folder import FolderStore
 from tasks.status import run_status
 from tests.e2e.world import ANY_DISK, World
 
-pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("bad-input")]
+pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("world-a")]
 PRICES = {"max_price_per_gpu_hour": 9.0, "budget_usd": 9.0, "preflight": ANY_DISK}
 SHAPE = {"num-layers": 1, "hidden-size": 32, "ffn-hidden-size": 64, "num-attention-heads": 2, "seq-length": 48}
 

@@ -13,7 +13,7 @@ import pytest
 
 from tests.e2e.world import ROOT, World, eventually
 
-pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("chain")]  # one finished run serves most of these
+pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("world-a")]
 SECRET = "s3cr3t-value-that-must-not-leak"
 RL = {
     "data": str(ROOT / "deployments" / "recipes" / "data" / "demo_rl.jsonl"),

@@ -16,7 +16,7 @@ from tests.e2e.world import ROOT, World, eventually
 from tests.hub_server.running import Running, running_hub
 from tests.plugins.checkpoints.s3_server import s3_server
 
-pytestmark = pytest.mark.e2e
+pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("world-a")]
 SFT = {
     "data": str(ROOT / "deployments" / "recipes" / "data" / "demo_sft.jsonl"),
     "num_rollout": 24,
