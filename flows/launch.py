@@ -60,6 +60,6 @@ def _report(state: State[Any]) -> int:
             console.print(f"    Hugging Face export {stage['export_uri']}", soft_wrap=True)
         for pushed in stage.get("milestones", []):
             console.print(f"    pushed {pushed['url']} ({escape(pushed['reason'])})", soft_wrap=True, highlight=False)
-        for line in stage.get("not_pushed", []):
+        for line in stage.get("missed", []):
             console.print(f"    [yellow]{escape(line)}[/]", soft_wrap=True, highlight=False)
     return 0

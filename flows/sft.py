@@ -10,7 +10,7 @@ from prefect import flow
 from prefect.client.schemas.objects import State
 
 from blocks.recipe import Recipe
-from tasks.chain import carry_through
+from tasks.pipeline import carry_through
 
 
 @flow(name="sft-pipeline", retries=0, persist_result=False)

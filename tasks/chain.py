@@ -1,46 +1,25 @@
-"""The way of a run (DESIGN 4): check, pod, stages, sync, pod back. Every pipeline flow is this with other stages.
+"""The way of a run (DESIGN 4): pod, stages, sync, pod back. `pipeline.py` makes a Prefect flow of it.
 
 A run that is started again with the same id adopts what exists: its pod, a stage that still trains, sealed checkpoints.
 Whatever ends it, the pods are given back; the state it returns says what happened.
 """
 
-import json
-import logging
 import re
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from functools import partial
-from typing import Any, TypeVar
-from uuid import UUID
+from typing import TypeVar
 
-from prefect import get_run_logger
-from prefect.client.orchestration import SyncPrefectClient, get_client
-from prefect.client.schemas.objects import State
-from prefect.exceptions import TerminationSignal
-from prefect.runtime import deployment
-from prefect.runtime import flow_run as runtime
-from prefect.states import Cancelled, Completed, Failed
-
-from blocks.recipe import Recipe, RLSection, StageName, check_run_id, load_recipe, resolve
+from blocks.recipe import RLSection, StageName
 from plugins.errors import ControlPlaneError, PodLost, TrainstackError, UserError
 from plugins.lium import budget
 from plugins.lium.pods import PodRow
-from tasks import artifacts
-from tasks.api_door import ApiDoor
-from tasks.assets import show_asset
-from tasks.check_recipe import Checked, check_recipe_task
-from tasks.control_plane import ensure_deployments
-from tasks.lium_account import git_commit, open_account
-from tasks.local_servers import CODE_ROOT
+from tasks.check_recipe import Checked
+from tasks.model_shape import check_same_model
 from tasks.pod_ledger import was_lost
-from tasks.pod_link import open_link
-from tasks.prefect_board import CANCEL_TYPES, PrefectBoard
 from tasks.provision_pod import drop_pod, provision_pod
 from tasks.release_pod import release_pods, undisturbed
-from tasks.report import publish
-from tasks.run import PodLink, Run, RunCancelled, RunEnded
+from tasks.run import PodLink, Run, RunEnded
 from tasks.run_stage import (
     SAME_CRASHES,
     Attempt,
@@ -54,92 +33,14 @@ from tasks.run_stage import (
     trained_in,
 )
 from tasks.save_interval import Bounds, choose_interval
-from tasks.stage_contract import Heartbeat, InitFrom, StageOrder, StageResult, artifact_key, run_tag
-from tasks.steering import sole_steering, take_over
-from tasks.stores import stores_here
+from tasks.stage_contract import Heartbeat, InitFrom, StageOrder, StageResult
 from tasks.sync_checkpoint import sync_checkpoint
 from tasks.warm_pods import hold_warm
 
 T = TypeVar("T")
 SILENCE_LOOK_S = 5.0
-SHAPE = "model_shape"
 _SIGNATURE = re.compile(r"(?P<at>before its first iteration|at iteration \d+) \[(?P<cause>.*?)\]\. Its last lines:")
 OUTAGE_S, OUTAGE_LOOK_S = 3600.0, 10.0
-
-
-def carry_through(recipe: Recipe | str, stages: list[StageName], run_id: str | None) -> State[Any]:
-    """Carry a recipe through these stages inside a flow; the final state is returned, never raised.
-
-    recipe: the model, or the path of its YAML file. run_id: None takes the recipe's name and the flow run's own id.
-    """
-    logger = get_run_logger()
-    own_id = UUID(str(runtime.id))
-
-    def log(message: str) -> None:
-        level = logging.WARNING if message.startswith("WARNING ") else logging.INFO
-        logger.log(level, message.removeprefix("WARNING "))
-
-    try:
-        plan = load_recipe(recipe) if isinstance(recipe, str) else resolve(recipe)
-        run_id = check_run_id(run_id or f"{plan.name}-{own_id.hex[:6]}")
-        with sole_steering(run_id), get_client(sync_client=True) as client:
-            take_over(client, run_id, own_id)
-            client.update_flow_run(own_id, tags=sorted({*runtime.tags, run_tag(run_id)}), name=run_id)
-            return _carry(client, run_id, plan, stages, own_id, log)
-    except RunCancelled as cancelled:
-        return Cancelled(message=str(cancelled))
-    except (KeyboardInterrupt, TerminationSignal) as signalled:
-        by_worker = isinstance(signalled, TerminationSignal) and deployment.id is not None
-        if by_worker and not _cancelled_meanwhile(own_id):
-            raise  # the worker was told to end, so the run did crash
-        how = "Ctrl-C" if isinstance(signalled, KeyboardInterrupt) else "SIGTERM"
-        again = f"start it again with --run-id {run_id}" if run_id else "nothing was rented"
-        return Cancelled(
-            message=f"Run {run_id or ''} was {'cancelled' if by_worker else f'stopped by {how}'}; {again}."
-        )
-    except RunEnded as ended:
-        return Failed(name=ended.state, message=str(ended))
-    except TrainstackError as error:
-        return Failed(message=f"{type(error).__name__}: {error}")
-
-
-def _carry(
-    client: SyncPrefectClient,
-    run_id: str,
-    recipe: Recipe,
-    stages: list[StageName],
-    own_id: UUID,
-    log: Callable[[str], None],
-) -> State[Any]:
-    checked = check_recipe_task(recipe, stages)
-    board = PrefectBoard(client, run_id, own_id)
-    document = recipe.model_dump_json(indent=1, exclude_none=True)
-    artifacts.put_json(client, own_id, artifact_key(run_id, "recipe"), document, "The recipe as it was resolved")
-    ensure_deployments(client)
-    store = stores_here(recipe, log)
-    account = open_account(recipe)
-    with (
-        ApiDoor(recipe, str(client.api_url), log) as door,
-        Run(
-            run_id,
-            recipe,
-            board=board,
-            account=account,
-            store=store,
-            log=log,
-            open_link=lambda run, row: open_link(run, row, door),
-        ) as run,
-    ):
-        run.lineage = _lineage(recipe, checked)
-        try:
-            results, cost = carry_stages(run, stages, checked)
-        finally:
-            _guarded(log, lambda: publish(client, run_id, own_id))
-        for result in results:
-            _guarded(log, partial(_record, run, result, checked))
-        summary = {"run_id": run_id, "cost_usd": round(cost, 4), "stages": [r.model_dump(mode="json") for r in results]}
-        _summarise(run, results, cost)
-        return Completed(message=json.dumps(summary))
 
 
 @dataclass(frozen=True)
@@ -188,9 +89,9 @@ class _Chain:
         self._cost: float | None = None
 
     def check_sources(self) -> None:
-        """Raise UserError for start weights of another run that are not there, before anything is rented."""
+        """Raise UserError for start weights that no stage of this call makes and that are not there: before renting."""
         section = self._run.recipe.rl
-        if "rl" in self._stages and section is not None and (section.init or "").startswith("run:"):
+        if "rl" in self._stages and section is not None and not (section.init == "sft" and "sft" in self._stages):
             self._outlast(lambda: self._init("rl"))
 
     def stage(self, name: StageName) -> StageResult:
@@ -202,8 +103,7 @@ class _Chain:
             if _recipe_changed(run, done):
                 run.log(f"WARNING {name} was trained with another recipe; to train with this one, use a new run id")
             return done.model_copy(update={"outcome": "already complete"})
-        self._outlast(lambda: _check_shape(run, name))
-        self._outlast(lambda: self._init(name))  # weights that are not there are said before anything is rented
+        self._outlast(lambda: self._check_model(name))
         problems: list[str] = []
         stuck, best = 0, self._outlast(lambda: durable_in(beats_before(run, name)))
         while stuck < run.recipe.max_attempts:
@@ -239,7 +139,7 @@ class _Chain:
         result = attempt.result
         assert result is not None
         self._outlast(lambda: self._verbs.sync(self._run, result))
-        for line in result.not_pushed:
+        for line in result.missed:
             self._run.log(f"WARNING {line}")
         return result
 
@@ -339,12 +239,8 @@ class _Chain:
                 f"rl.init is '{section.init}', but {self._run.store.uri} has no checkpoint of {run_id}/{stage}. Run "
                 "that stage first, or leave init out to start from model.hf_checkpoint."
             )
-        shape = newest.lineage.get(SHAPE)
-        if shape is not None and shape != _shape(self._run.recipe):
-            raise UserError(
-                f"rl.init is '{section.init}', whose newest checkpoint is of another model: it was trained with "
-                f"{shape}, the recipe's `model:` says {_shape(self._run.recipe)}."
-            )
+        what = f"rl.init is '{section.init}', so {name} would begin with"
+        check_same_model(newest, self._run.recipe, what, "Use the model that was trained, or another rl.init.")
         return InitFrom(
             run_id=run_id,
             stage=newest.stage,
@@ -352,6 +248,14 @@ class _Chain:
             uri=self._run.store.uri_of(newest),
             revision=newest.digest(),
         )
+
+    def _check_model(self, name: StageName) -> None:
+        """Raise UserError, before anything is rented, when the checkpoint to go on from is of another model."""
+        run = self._run
+        newest = run.store.latest(run.run_id, name)
+        if newest is not None:
+            remedy = "Use the old model, or a new --run-id to start from zero."
+            check_same_model(newest, run.recipe, f"Run {run.run_id}: {name} would go on from", remedy)
 
     def _save_interval(self, name: StageName, beats: list[Heartbeat]) -> int:
         """Rollouts between checkpoints: the recipe's, or worked out from what this run has seen so far."""
@@ -418,58 +322,6 @@ class _Chain:
         self._pod = None
 
 
-def _cancelled_meanwhile(own_id: UUID) -> bool:
-    with get_client(sync_client=True) as client:
-        state = client.read_flow_run(own_id).state
-        return state is not None and state.type in CANCEL_TYPES
-
-
-def _guarded(log: Callable[[str], None], show: Callable[[], None]) -> None:
-    try:
-        show()
-    except Exception as error:  # what is only shown must not change how the run ended
-        log(f"WARNING not shown in Prefect: {type(error).__name__}: {error}")
-
-
-def _record(run: Run, result: StageResult, checked: Checked) -> None:
-    """The stage's last checkpoint as an asset, with what it was made from."""
-    newest = run.store.latest(result.run_id, result.stage)
-    if newest is None:
-        return
-    data, base = checked.data.get(result.stage), run.recipe.model.hf_checkpoint
-    weights = newest.lineage.get("init") or (f"file:{base}" if base else None)
-    made_from = [newest.parent, f"file:{data.path}" if data else None, weights]
-    show_asset(newest, run.store.uri_of(newest), [source for source in made_from if source])
-
-
-def _lineage(recipe: Recipe, checked: Checked) -> dict[str, str]:
-    return {
-        "recipe": recipe.name,
-        "recipe_sha256": recipe.digest(),
-        "git_commit": git_commit(CODE_ROOT),
-        "image": recipe.pod.image or recipe.pod.template_id or "",
-        SHAPE: _shape(recipe),
-        **{f"data_{name}_sha256": data.sha256 for name, data in checked.data.items()},
-    }
-
-
-def _shape(recipe: Recipe) -> str:
-    """The model's architecture as the recipe says it: weights of another one cannot be loaded."""
-    return json.dumps({"name": recipe.model.name, **recipe.model.args}, sort_keys=True)
-
-
-def _check_shape(run: Run, name: StageName) -> None:
-    """Raise UserError, before anything is rented, when the checkpoint to go on from is of another model."""
-    newest = run.store.latest(run.run_id, name)
-    trained = newest.lineage.get(SHAPE) if newest else None
-    if newest is not None and trained is not None and trained != _shape(run.recipe):
-        raise UserError(
-            f"Run {run.run_id}: {name} would go on from iteration {newest.iteration} in {run.store.uri}, which is of "
-            f"another model: it was trained with {trained}, the recipe's `model:` says {_shape(run.recipe)}. Use the "
-            "old model, or a new --run-id to start from zero."
-        )
-
-
 def _still_stored(run: Run, result: StageResult) -> bool:
     newest = run.store.latest(result.run_id, result.stage)
     return newest is not None and newest.iteration == result.last_iteration
@@ -496,21 +348,3 @@ def _gist(problem: str) -> tuple[str, str]:
     if found := _SIGNATURE.search(problem):
         return found["at"], found["cause"]
     return "", re.sub(r"\d+", "#", problem.partition("\n")[0])
-
-
-def _summarise(run: Run, results: list[StageResult], cost: float) -> None:
-    lines = [f"# Run {run.run_id}", f"Ended {datetime.now(UTC):%Y-%m-%d %H:%M} UTC. Pods cost ${cost:.4f}.", ""]
-    lines += ["| stage | iterations | loss | reward | checkpoint |", "|---|---|---|---|---|"]
-    for result in results:
-        loss, reward = (_span(result, figure) for figure in ("loss", "reward"))
-        iterations = f"{result.first_iteration}..{result.last_iteration}"
-        lines.append(f"| {result.stage} | {iterations} | {loss} | {reward} | `{result.checkpoint_uri}` |")
-    lines += ["", *(f"- pushed: {one.url} ({one.reason})" for result in results for one in result.milestones)]
-    lines += [f"- **{line}**" for result in results for line in result.not_pushed]
-    run.board.show_markdown("summary", "\n".join(lines))
-
-
-def _span(result: StageResult, figure: str) -> str:
-    if figure not in result.first:
-        return ""
-    return f"{result.first[figure]:.3f} → {result.last[figure]:.3f}"

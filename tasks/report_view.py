@@ -12,7 +12,8 @@ from rich.table import Table
 from rich.text import Text
 
 from plugins.lium.offers import duration
-from tasks.accounting import Loss, Report
+from tasks.accounting import Report
+from tasks.losses import Loss
 from tasks.plain_text import plain
 from tasks.stretches import Kind
 
@@ -119,7 +120,7 @@ def _cost(report: Report) -> str:
 
 
 def _moment(loss: Loss) -> str | None:
-    at = loss.declared_at if loss.at is None else loss.at
+    at = loss.moment
     return None if at is None else f"{datetime.fromtimestamp(at, UTC):%Y-%m-%d %H:%M:%S}"
 
 

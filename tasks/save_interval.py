@@ -53,13 +53,17 @@ class Interval:
 
 @dataclass(frozen=True)
 class Expected:
-    """What the model says of a run: ETTR (0..1) for M, tau, R and C in seconds."""
+    """What the model says of a run: its ETTR for M, tau, R and C in seconds."""
 
     mtbl_s: float
     interval_s: float
     recovery_s: float
     save_cost_s: float
-    ettr: float
+
+    @property
+    def ettr(self) -> float:
+        """Share of wall time that trains what is kept, 0..1."""
+        return expected_ettr(self.mtbl_s, self.interval_s, self.recovery_s, self.save_cost_s)
 
 
 def mean_time_between_losses(losses: int, observed_s: float, tier: str | None) -> float:

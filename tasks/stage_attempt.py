@@ -2,6 +2,7 @@
 
     <HOME>/trainstack/runs/<run_id>/<stage>/save/         the trainer's save dir (local disk, never a store)
                                            /init/         weights to start from, when they come from another stage
+                                           /unproved      while the trainer has not shown where it started
                                            /attempt-<n>/  trainer.log, environment server, rollouts
 
 The folder outlives the attempt: a next attempt on the same pod finds the checkpoints already there.
@@ -52,7 +53,11 @@ class MilestonePusher(Protocol):
     """What pushes milestones to the Hub (`stage_publish.Pusher`)."""
 
     done: list[Milestone]
-    failed: list[str]
+    missed: list[str]
+
+    @property
+    def warning(self) -> str | None:
+        """The newest milestone that was not pushed."""
 
     def wait(self, timeout_s: float) -> bool:
         """Wait until nothing is left to push; False when something is after `timeout_s`."""
@@ -72,9 +77,8 @@ class Stage:
     expected_last: int | None = None
     restored: Manifest | None = None
     publisher: Publisher | None = None
-    pusher: "MilestonePusher | None" = None
+    pusher: MilestonePusher | None = None
     proof: ResumeProof | None = None
-    proved: bool = False
     warning: str | None = None
     phase: str = "starting"
 
@@ -92,6 +96,11 @@ class Stage:
     def attempt_dir(self) -> Path:
         """Folder of this attempt: logs and rollouts."""
         return self.dir / f"attempt-{self.order.attempt}"
+
+    @property
+    def unproved_mark(self) -> Path:
+        """A file that is there from a trainer's start until its start is proved: what it saves is not to be trusted."""
+        return self.dir / "unproved"
 
     @property
     def submission_id(self) -> str:
@@ -143,7 +152,7 @@ class Stage:
                 reward=self.progress.last("reward"),
                 sealed=publisher.sealed if publisher else None,
                 durable=publisher.durable.iteration if publisher and publisher.durable else None,
-                warning=(publisher.warning if publisher else None) or self.warning,
+                warning="; ".join(filter(None, (one.warning for one in (publisher, self.pusher, self) if one))) or None,
                 uploading=publisher.on_its_way if publisher else [],
                 restored=self.restored.iteration if self.restored else None,
                 first_iteration=self.progress.first_iteration,
@@ -155,6 +164,11 @@ class Stage:
                 iteration_s=self.progress.iteration_s,
             )
         )
+
+    @property
+    def missed(self) -> list[str]:
+        """Milestones that were not stored or not pushed, in words."""
+        return [line for one in (self.publisher, self.pusher) if one for line in one.missed]
 
     def origin(self, parent: str | None) -> Origin:
         """In whose name this attempt seals; parent: URI of the checkpoint it goes on from."""

@@ -73,7 +73,7 @@ class StageResult(BaseModel):
     seconds: dict[str, float] = Field(default_factory=dict, description="Wall seconds by phase of the stage.")
     proof: list[dict[str, str]] = Field(default_factory=list, description="What showed that a resume resumed.")
     milestones: list[Milestone] = Field(default_factory=list, description="What was pushed to the Hub.")
-    not_pushed: list[str] = Field(default_factory=list, description="Milestones that were not, each with its reason.")
+    missed: list[str] = Field(default_factory=list, description="Milestones not stored or not pushed, and why.")
 
 
 class Heartbeat(BaseModel):

@@ -9,6 +9,7 @@ from plugins.checkpoints.milestones import MilestoneRule, milestones
 from plugins.checkpoints.publisher import Publisher
 from plugins.checkpoints.stores.several import SeveralStores
 from plugins.checkpoints.throttle import Throttle
+from plugins.checkpoints.uploader import in_words
 from plugins.errors import StoreError, TornCheckpoint
 from tasks.stage_attempt import Stage
 from tasks.stage_contract import Milestone
@@ -66,7 +67,7 @@ class Pusher:
         self._busy: int | None = None
         self._stopped = False
         self.done: list[Milestone] = []
-        self.failed: list[str] = []
+        self.missed: list[str] = []
         threading.Thread(target=self._run, name="pusher", daemon=True).start()
 
     def landed(self, manifest: Manifest, uri: str) -> None:
@@ -94,10 +95,17 @@ class Pusher:
         with self._changed:
             return self._changed.wait_for(self._at_rest, timeout=timeout_s)
 
+    @property
+    def warning(self) -> str | None:
+        """The newest milestone that was not pushed; None while all were."""
+        return self.missed[-1] if self.missed else None
+
     def stop(self) -> None:
-        """Push nothing more; returns at once."""
+        """Push nothing more; what waits or is being pushed counts as missed. Returns at once."""
         with self._changed:
             self._stopped = True
+            left = [*([] if self._busy is None else [self._busy]), *self._waiting]
+            self.missed += [f"milestone {number} was not pushed: there was no time" for number in left]
             self._waiting.clear()
             self._changed.notify_all()
 
@@ -115,11 +123,9 @@ class Pusher:
             try:
                 self._push_patiently(manifest, uri, reason)
             except Exception as error:  # a pusher that dies would push no later milestone
-                self.failed.append(f"milestone {manifest.iteration} ({reason}) was not pushed: {error}")
-                self._stage.warning = self.failed[-1]
-                self._stage.log(f"WARNING {self._stage.warning}")
-            else:
-                self._stage.warning = None
+                if not self._stopped:  # else it is named already
+                    self.missed.append(f"milestone {manifest.iteration} ({reason}) was not pushed: {in_words(error)}")
+                    self._stage.log(f"WARNING {self.warning}")
             finally:
                 with self._changed:
                     self._busy = None

@@ -1,6 +1,7 @@
 """Where an attempt starts from: the newest checkpoint there is anywhere, another stage's weights, or nothing at all."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 from plugins.checkpoints.manifest import Manifest
@@ -33,14 +34,49 @@ def claim(stage: Stage, stores: SeveralStores) -> None:
     Raises Fenced, StoreError, StageEnded.
     """
     order = stage.order
-    deadline = time.monotonic() + order.recipe.checkpoint.store_patience_minutes * 60
     for store in stores.members:
         if store.uri.startswith("volume:"):
-            store.check()  # only here can it be seen
+            try:
+                store.check()  # only here can it be seen; another store is always beside it
+            except StoreError as error:
+                stage.warning = f"the volume cannot be used: {error}"
+                stage.log(f"WARNING {stage.warning}")
+
+    def claimed() -> bool:
+        stores.claim(order.run_id, order.stage, order.attempt)
+        return True
+
+    _wait_for_stores(stage, claimed)
+
+
+def _await_silent_stores(stage: Stage, stores: SeveralStores) -> None:
+    """A store that does not answer may have a newer checkpoint than the others: wait for it a while, not for ever."""
+    order, newest = stage.order, None
+
+    def enough() -> bool:
+        nonlocal newest
+        newest = max((one.iteration for one in stores.list(order.run_id, order.stage)), default=None)
+        return not stores.silent or (newest is not None and (order.durable is None or newest >= order.durable))
+
+    if not _wait_for_stores(stage, enough):
+        stage.log(
+            f"WARNING {', '.join(stores.silent)} does not answer; going on from iteration {newest}, although iteration "
+            f"{order.durable} was durable once"
+        )
+
+
+def _wait_for_stores(stage: Stage, ready: Callable[[], bool]) -> bool:
+    """Ask again and again until `ready`; False when the recipe's patience is over.
+
+    Raises StoreError when the last try did, Fenced at once, StageEnded when this attempt is ended meanwhile.
+    """
+    deadline = time.monotonic() + stage.order.recipe.checkpoint.store_patience_minutes * 60
     while True:
         try:
-            stores.claim(order.run_id, order.stage, order.attempt)
-            return
+            if ready():
+                return True
+            if time.monotonic() >= deadline:
+                return False
         except Fenced:
             raise
         except StoreError as error:
@@ -52,38 +88,16 @@ def claim(stage: Stage, stores: SeveralStores) -> None:
         time.sleep(SILENCE_LOOK_S)
 
 
-def _await_silent_stores(stage: Stage, stores: SeveralStores) -> None:
-    """A store that does not answer may have a newer checkpoint than the others: wait for it a while, not for ever."""
-    order = stage.order
-    deadline = time.monotonic() + order.recipe.checkpoint.store_patience_minutes * 60
-    while True:
-        try:
-            newest = max((one.iteration for one in stores.list(order.run_id, order.stage)), default=None)
-        except StoreError as error:
-            if time.monotonic() >= deadline:
-                raise
-            stage.log(f"WARNING {error}; trying again")
-            newest = None
-        enough = newest is not None and (order.durable is None or newest >= order.durable)
-        if enough or not stores.silent:
-            return
-        if time.monotonic() >= deadline:
-            stage.log(
-                f"WARNING {', '.join(stores.silent)} does not answer; going on from iteration {newest}, although "
-                f"iteration {order.durable} was durable once"
-            )
-            return
-        stage.beat()
-        stage.check_ended()
-        time.sleep(SILENCE_LOOK_S)
-
-
 def _rescue(stage: Stage, stores: SeveralStores) -> None:
     """Seal what a killed attempt completed on this pod, so that its work is not repeated; a near store gets it now.
 
     The other stores get it in the background: a new attempt must not wait for the slowest of them.
     """
     order = stage.order
+    if stage.unproved_mark.exists():
+        stage.log("what the interrupted attempt saved is not used: where it had started from was not proved")
+        stage.unproved_mark.unlink()
+        return
     try:
         newest = stores.latest(order.run_id, order.stage)
         complete = layout.complete_iterations(
@@ -107,13 +121,14 @@ def _rescue(stage: Stage, stores: SeveralStores) -> None:
 def _restore(stage: Stage, stores: SeveralStores) -> Manifest | None:
     """The newest checkpoint that verifies, put into the save dir; None only for a stage that never had one."""
     order = stage.order
-    known = bool(stores.list(order.run_id, order.stage)) or order.durable is not None
     before = stores.list(order.run_id, order.stage)
     restored = restore(stores, order.run_id, order.stage, stage.save_dir)
-    if broken := [one.iteration for one in before if one not in stores.list(order.run_id, order.stage)]:
-        stage.warning = f"damaged in the store and set aside: iteration {', '.join(map(str, broken))}"
-        stage.log(f"WARNING {stage.warning}")
-    if restored is None and known:
+    if before and restored not in before[:1]:
+        left = stores.list(order.run_id, order.stage)
+        if broken := [one.iteration for one in before if one not in left]:
+            stage.warning = f"damaged in the store and set aside: iteration {', '.join(map(str, broken))}"
+            stage.log(f"WARNING {stage.warning}")
+    if restored is None and (before or order.durable is not None):
         raise UserError(
             f"No checkpoint of {order.run_id}/{order.stage} in {stores.uri} can be restored, although there were some "
             f"(durable before: iteration {order.durable}). Damaged ones are set aside there with the reason. To start "

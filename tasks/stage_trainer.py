@@ -13,6 +13,7 @@ from plugins.errors import ControlPlaneError, StoreError, TornCheckpoint
 from plugins.rayjobs.jobs import FINAL, RayJobs
 from plugins.rayjobs.tail import LogTail
 from plugins.slime import layout
+from plugins.slime.cursor import prompts_never_trained
 from plugins.slime.failure import signature
 from plugins.slime.hooks import PROGRESS_FILE
 from plugins.slime.launch import Launch
@@ -42,6 +43,9 @@ def run_trainer(stage: Stage, jobs: RayJobs, launch: Launch, publisher: Publishe
         save_dir=stage.save_dir,
         steps_per_rollout=stage.progress.steps_per_rollout,
     )
+    _tell_skipped(stage, launch)
+    if stage.kind == "slime":  # a `command` trainer need not say anything
+        stage.unproved_mark.touch()
     jobs.submit(stage.submission_id, launch.argv, env, launch.cwd, log_file)
     stage.log(f"trainer submitted to Ray as {stage.submission_id}; its log on the pod is {log_file}")
     tail: list[str] = []
@@ -61,6 +65,16 @@ def run_trainer(stage: Stage, jobs: RayJobs, launch: Launch, publisher: Publishe
             _set_aside(stage, publisher)
         raise
     _upload_last(stage, publisher)
+
+
+def _tell_skipped(stage: Stage, launch: Launch) -> None:
+    """slime's train_async draws a batch ahead of each save, so every resume skips one (slime.md 2.4): say how many."""
+    flag, cursor = "--rollout-batch-size", stage.cursor
+    if stage.order.stage != "sft" or stage.restored is None or cursor is None or flag not in launch.argv:
+        return
+    batch = int(launch.argv[launch.argv.index(flag) + 1])
+    if skipped := prompts_never_trained(cursor, stage.restored.iteration, batch):
+        stage.log(f"WARNING {skipped} prompts were drawn and never trained before iteration {stage.restored.iteration}")
 
 
 def _upload_last(stage: Stage, publisher: Publisher) -> None:
@@ -135,7 +149,7 @@ def _follow(stage: Stage, jobs: RayJobs, voice: _Voice, publisher: Publisher, ta
         voice.hear(stage, tail, final=ended)
         _check_resumed(stage, final=ended)
         reached = read_tracker(stage)
-        if reached is not None and (offered is None or reached > offered) and _trusted(stage):
+        if reached is not None and (offered is None or reached > offered) and _trusted(stage, final=ended):
             publisher.offer(reached)
             offered = reached
         stage.beat()
@@ -154,8 +168,8 @@ def _check_resumed(stage: Stage, *, final: bool) -> None:
     verdict = stage.proof.verdict(final=final)
     if verdict.failed:
         raise ResumeUnproved(f"Run {stage.order.run_id}, {stage.submission_id}: {verdict.reason}")
-    if verdict.proved and not stage.proved:
-        stage.proved = True
+    if verdict.proved and stage.unproved_mark.exists():
+        stage.unproved_mark.unlink()
         stage.log(f"the start is proved: {verdict.reason}")
 
 
@@ -210,9 +224,8 @@ def _check_end(stage: Stage, jobs: RayJobs, tail: list[str]) -> None:
     else:
         return
     text = "\n".join(tail) or "(it wrote nothing)"
-    at = (
-        "before its first iteration" if stage.progress.iteration is None else f"at iteration {stage.progress.iteration}"
-    )
+    done = stage.progress.iteration
+    at = "before its first iteration" if done is None else f"at iteration {done}"
     cause = signature(tail, status)
     raise TrainerFailed(
         f"Run {stage.order.run_id}, {stage.submission_id}: {problem}, {at} [{cause}]. Its last lines:\n{text}"

@@ -1,6 +1,6 @@
 """What an attempt did when: stretches of time that never overlap and leave nothing out.
 
-The arithmetic under `accounting.py` and `timeline.py`: a `Course` turns one attempt's few recorded moments into
+The arithmetic under `accounting.py` and `losses.py`: a `Course` turns one attempt's few recorded moments into
 stretches, `lay_out` lays the stretches of all attempts and pods side by side.
 """
 

@@ -79,7 +79,7 @@ def _mark(axes: "Axes", report: "Report", rows: dict[str, int], at: Callable[[fl
     saves = [(at(moment), rows[row] + 0.4) for moment, row, _ in report.saves if row in rows]
     axes.plot([x for x, _ in saves], [y for _, y in saves], "^", color=EDGE, markersize=size / 2.3)
     for loss in report.losses:
-        moment = loss.declared_at if loss.at is None else loss.at
+        moment = loss.moment
         if moment is None or loss.row not in rows:
             continue
         axes.plot(at(moment), rows[loss.row], "X", color=PAINT[Kind.LOST][0], markeredgecolor="white", markersize=size)

@@ -182,5 +182,5 @@ def _result(stage: Stage, store: SeveralStores, outcome: str) -> StageResult:
         seconds=stage.seconds,
         proof=_proof(stage),
         milestones=stage.pusher.done if stage.pusher else [],
-        not_pushed=stage.pusher.failed if stage.pusher else [],
+        missed=stage.missed,
     )

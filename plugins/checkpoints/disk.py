@@ -51,6 +51,16 @@ def disk_errors(path: Path, doing: str) -> Iterator[None]:
         raise StoreError(f"{path}: cannot {doing} ({error.strerror or error}): {remedy}") from error
 
 
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """As `disk_errors`, around reading a file of a checkpoint: one that is not there is a TornCheckpoint."""
+    with disk_errors(path, "read"):
+        try:
+            yield
+        except FileNotFoundError as error:
+            raise TornCheckpoint(f"{path}: is missing from the checkpoint") from error
+
+
 def be_modest() -> None:
     """Let whoever else needs a core have it first: hashing and sending must not slow the training down.
 
@@ -98,18 +108,24 @@ def hash_file(
         StoreError: it cannot be read.
     """
     digest, offset = hashlib.sha256(), 0
-    try:
-        with disk_errors(path, "read"):
-            for chunk in read_chunks(path, stop):
-                digest.update(chunk)
-                if each:
-                    each(offset, chunk)
-                offset += len(chunk)
-    except StoreError as error:
-        if isinstance(error.__cause__, FileNotFoundError):
-            raise TornCheckpoint(f"{path}: is missing from the checkpoint") from error.__cause__
-        raise
+    with reading(path):
+        for chunk in read_chunks(path, stop):
+            digest.update(chunk)
+            if each:
+                each(offset, chunk)
+            offset += len(chunk)
     return offset, digest.hexdigest()
+
+
+def create_file(path: Path) -> int:
+    """A new file that others may read and nobody else may write, whatever the umask; its descriptor. Raises OSError."""
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+
+
+def write_all(fd: int, chunk: memoryview) -> None:
+    """Write all of a chunk at the end of what was written. Raises OSError."""
+    while chunk:
+        chunk = chunk[os.write(fd, chunk) :]
 
 
 def sha256_of(data: bytes) -> str:
@@ -144,14 +160,14 @@ class Disk:
         with disk_errors(path, "write"):
             try:
                 self._before("write", partial)
-                with os.fdopen(_create(partial), "w") as file:
+                with os.fdopen(create_file(partial), "w") as file:
                     file.write(text)
                     file.flush()
                     os.fsync(file.fileno())
                 self._before("rename", path)
                 partial.replace(path)
                 _sync_folder(path.parent)
-            except BaseException:
+            except BaseException:  # also when it is interrupted: nobody else removes half a file
                 with contextlib.suppress(OSError):
                     partial.unlink(missing_ok=True)
                 raise
@@ -161,11 +177,11 @@ class Disk:
         digest = hashlib.sha256()
         with disk_errors(target, f"copy {source} there"):
             self._before("create", target)
-            with os.fdopen(_create(target), "wb", buffering=0) as file:
+            with os.fdopen(create_file(target), "wb", buffering=0) as file:
                 for chunk in read_chunks(source, stop, self._chunk_bytes):
                     self._before("append", target)
                     digest.update(chunk)
-                    _write_all(file.fileno(), chunk)
+                    write_all(file.fileno(), chunk)
                     if progress:
                         progress(len(chunk))
                 self._before("fsync", target)
@@ -202,16 +218,6 @@ def _make(folder: Path) -> None:
     folder.mkdir(mode=0o755, exist_ok=True)
     if not existed:
         _sync_folder(folder.parent)
-
-
-def _create(path: Path) -> int:
-    """A new file that others may read and nobody else may write, whatever the umask."""
-    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
-
-
-def _write_all(fd: int, chunk: memoryview) -> None:
-    while chunk:
-        chunk = chunk[os.write(fd, chunk) :]
 
 
 def _sync_folder(folder: Path) -> None:

@@ -110,8 +110,7 @@ class Manifest(BaseModel):
         """
         try:
             value = json.loads(text)
-            if isinstance(value, dict) and isinstance(found := value.get("format"), int) and found > FORMAT:
-                raise StoreError(f"{where}: has format {found}, this trainstack reads {FORMAT}: install a newer one")
+            refuse_newer(value, FORMAT, where)
             return cls.model_validate(value)
         except ValidationError as error:
             first = error.errors()[0]
@@ -119,6 +118,12 @@ class Manifest(BaseModel):
             raise TornCheckpoint(f"{where}: is no manifest ({key}: {first['msg']})") from error
         except (ValueError, RecursionError) as error:
             raise TornCheckpoint(f"{where}: is not valid JSON ({error})") from error
+
+
+def refuse_newer(value: object, known: int, where: str) -> None:
+    """Raise StoreError when the `format` of something read from JSON is newer than the one that is `known`."""
+    if isinstance(value, dict) and isinstance(found := value.get("format"), int) and found > known:
+        raise StoreError(f"{where}: has format {found}, this trainstack reads {known}: install a newer one")
 
 
 def superseded(manifest: Manifest, others: Iterable[Manifest]) -> bool:
@@ -182,5 +187,10 @@ def check_sizes(folder: Path, manifest: Manifest) -> None:
 
 def check_entry(path: Path, entry: FileEntry, digest: str) -> None:
     """Raise TornCheckpoint when the bytes read from `path` are not those that were sealed."""
-    if digest != entry.sha256:
+    check_hash(path, entry.sha256, digest)
+
+
+def check_hash(path: Path, sealed: str, digest: str) -> None:
+    """`check_entry` for who knows no more of the file than its SHA-256 (hex)."""
+    if digest != sealed:
         raise TornCheckpoint(f"{path}: its content changed after it was sealed (hash {digest[:12]}..)")

@@ -18,7 +18,7 @@ from plugins.checkpoints.retention import prune_local, prune_store
 from plugins.checkpoints.seal import Sink, seal
 from plugins.checkpoints.stores import CheckpointStore, Upload, seen_from_afar
 from plugins.checkpoints.throttle import Throttle
-from plugins.checkpoints.uploader import Uploader
+from plugins.checkpoints.uploader import LONGEST_PAUSE_S, Uploader, in_words
 from plugins.errors import Fenced, StoreError, TornCheckpoint, TrainstackError
 from plugins.slime import layout
 
@@ -115,6 +115,7 @@ class Publisher:
         rule: MilestoneRule | None = None,
         settle_s: float = 600.0,
         first_pause_s: float = 1.0,
+        longest_pause_s: float = LONGEST_PAUSE_S,
         throttle: Throttle | None = None,
         metrics: Callable[[int], dict[str, float]] | None = None,
         landed: Callable[[Manifest, str], None] | None = None,
@@ -135,9 +136,9 @@ class Publisher:
         self._offered: int | None = None
         self._warning: str | None = None
         self._fenced: str | None = None
-        self._sealed_manifest: Manifest | None = None
-        self._seen: list[Manifest] = []
-        self.seal_s: float | None = None
+        self._milestones: list[Manifest] = []
+        self.sealed: int | None = None
+        """The newest iteration sealed by this attempt."""
         self.uploaders = [
             Uploader(
                 store,
@@ -147,6 +148,7 @@ class Publisher:
                 landed=self._landed,
                 log=log,
                 first_pause_s=first_pause_s,
+                longest_pause_s=longest_pause_s,
             )
             for store in stores
         ]
@@ -157,11 +159,6 @@ class Publisher:
     def offered(self) -> int | None:
         """The newest iteration that was offered."""
         return self._offered
-
-    @property
-    def sealed(self) -> int | None:
-        """The newest iteration sealed by this attempt."""
-        return self._sealed_manifest.iteration if self._sealed_manifest else None
 
     @property
     def durable(self) -> Manifest | None:
@@ -179,6 +176,11 @@ class Publisher:
     def warning(self) -> str | None:
         """What is wrong at the moment, of sealing or of the stores; None while all is well."""
         return "; ".join(text for text in [self._warning, *(one.warning for one in self.uploaders)] if text) or None
+
+    @property
+    def missed(self) -> list[str]:
+        """Milestones that a store did not get, in words."""
+        return [line for one in self.uploaders for line in one.missed]
 
     @property
     def fenced(self) -> str | None:
@@ -244,8 +246,7 @@ class Publisher:
             except Fenced as error:
                 self._fence(str(error))
             except Exception as error:  # a sealer that dies would lose every later checkpoint
-                name = "" if isinstance(error, TrainstackError) else f"{type(error).__name__}: "
-                self._warn(f"Checkpoint {iteration} cannot be sealed: {name}{error}")
+                self._warn(f"Checkpoint {iteration} cannot be sealed: {in_words(error)}")
             finally:
                 with self._changed:
                     self._sealing = None
@@ -261,7 +262,6 @@ class Publisher:
                     self._save_dir, iteration, kind=self._origin.kind, export=self._origin.export
                 )  # before a store is bothered: "not yet" is normal
                 feed = self._begin_feed(iteration)
-                began = time.monotonic()
                 manifest = seal_as(
                     self._origin,
                     self._save_dir,
@@ -270,7 +270,6 @@ class Publisher:
                     sink=feed,
                     metrics=self._metrics(iteration),
                 )
-                self.seal_s = time.monotonic() - began
             except TornCheckpoint as error:
                 if feed is not None:
                     feed.drop()
@@ -278,17 +277,22 @@ class Publisher:
                     self._warn(f"Checkpoint {iteration} is not complete and was not sealed: {error}")
                     return
                 self._nap()
-            except BaseException:
+            except BaseException:  # whatever it was: what was fed must not stay
                 if feed is not None:
                     feed.drop()
                 raise
             else:
-                self._warning, self._sealed_manifest = None, manifest
-                self._seen.append(manifest)
-                kept = iteration in milestones(self._seen, self._rule)
-                for number, one in enumerate(self.uploaders):
-                    one.offer(manifest, feed.fed() if feed is not None and number == 0 else None, milestone=kept)
+                self._hand_over(manifest, feed.fed() if feed is not None else None)
+                self._warning, self.sealed = None, iteration
                 return
+
+    def _hand_over(self, manifest: Manifest, fed: Upload | None) -> None:
+        """Give a sealed checkpoint to every store; `fed` is the first one's."""
+        known = [*self._milestones, manifest]
+        marked = milestones(known, self._rule)
+        self._milestones = [one for one in known if one.iteration in marked]
+        for one in self.uploaders:
+            one.offer(manifest, fed if one is self.uploaders[0] else None, milestone=manifest.iteration in marked)
 
     def _begin_feed(self, iteration: int) -> _Feed | None:
         """Let the first store have the bytes while they are hashed, where that delays neither sealing nor others."""

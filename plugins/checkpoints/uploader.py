@@ -9,6 +9,7 @@ for its turn, a few of them at the most.
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 from plugins.checkpoints.disk import Progress
@@ -20,12 +21,31 @@ LONGEST_PAUSE_S = 60.0
 MOST_MILESTONES = 4  # that may wait besides the newest: they stay on the pod's disk until they are stored
 
 
+@dataclass(frozen=True)
+class _Job:
+    """A sealed checkpoint on its way. upload: what was fed to the store while it was sealed."""
+
+    manifest: Manifest
+    upload: Upload | None = None
+    milestone: bool = False
+
+    def drop(self) -> None:
+        """What was fed of it is not wanted any more."""
+        if self.upload:
+            self.upload.abandon()
+
+
+def in_words(error: Exception) -> str:
+    """An error for a warning: our own speak for themselves, others need their name."""
+    return str(error) if isinstance(error, TrainstackError) else f"{type(error).__name__}: {error}"
+
+
 class Uploader:
     """Carries sealed checkpoints of one attempt into one store, in the background.
 
     changed: the condition that all uploaders of an attempt share; it is notified at every change of state.
     pace: called with bytes as they are sent; it may sleep.
-    landed: called after a checkpoint became durable, outside any lock.
+    landed: called after a checkpoint became durable, outside any lock. first_pause_s, longest_pause_s: between tries.
     """
 
     def __init__(
@@ -38,14 +58,17 @@ class Uploader:
         landed: Callable[["Uploader", Manifest], None],
         log: Callable[[str], None],
         first_pause_s: float,
+        longest_pause_s: float = LONGEST_PAUSE_S,
     ) -> None:
         self.store, self._save_dir, self._changed = store, save_dir, changed
         self._pace, self._landed, self._log, self._first_pause_s = pace, landed, log, first_pause_s
-        self._waiting: tuple[Manifest, Upload | None] | None = None
-        self._milestones: list[Manifest] = []
-        self._is_milestone: dict[int, bool] = {}
+        self._longest_pause_s = longest_pause_s
+        self._waiting: _Job | None = None
+        self._put_off: list[_Job] = []
         self._stopped = False
-        self.busy: Manifest | None = None
+        self._busy: _Job | None = None
+        self._busy_stored = False  # it is durable, and what follows from that is being done
+        self.missed: list[str] = []
         self.durable: Manifest | None = None
         self.uri: str | None = None
         self.warning: str | None = None
@@ -62,52 +85,62 @@ class Uploader:
     def offer(self, manifest: Manifest, upload: Upload | None = None, *, milestone: bool = False) -> None:
         """Take a sealed checkpoint, with the upload that was fed while it was sealed if there was one."""
         with self._changed:
-            replaced, self._waiting = self._waiting, (manifest, upload)
-            self._is_milestone[manifest.iteration] = milestone
+            replaced, self._waiting = self._waiting, _Job(manifest, upload, milestone)
             if replaced:
-                self._put_off(replaced[0])
+                self._give_way(replaced)
             self._changed.notify_all()
-        if replaced and replaced[1]:
-            replaced[1].abandon()
+        if replaced:
+            replaced.drop()
 
-    def _put_off(self, manifest: Manifest) -> None:
-        """Keep a milestone that gives way for later; when too many wait, the oldest is given up, and that is said."""
-        if not self._is_milestone.get(manifest.iteration) or self._stopped:
+    def _give_way(self, job: _Job) -> None:
+        """Keep a milestone for later; when too many wait, the oldest is given up, and that is said."""
+        if not job.milestone or self._stopped:
             return
-        self._milestones.append(manifest)
-        if len(self._milestones) > MOST_MILESTONES:
-            lost = self._milestones.pop(0)
-            self._log(
-                f"WARNING milestone {lost.iteration} is not in {self.store.uri}: it does not keep up, and "
-                f"{MOST_MILESTONES} more wait"
+        self._put_off.append(_Job(job.manifest, milestone=True))
+        if len(self._put_off) > MOST_MILESTONES:
+            lost = self._put_off.pop(0).manifest
+            self.missed.append(
+                f"milestone {lost.iteration} is not in {self.store.uri}: it does not keep up, and {MOST_MILESTONES} "
+                "later ones wait"
             )
+            self._log(f"WARNING {self.missed[-1]}")
 
-    def _next(self) -> tuple[Manifest, Upload | None]:
+    def _next(self) -> _Job:
         """The newest, or else a milestone that was put off."""
-        if self._waiting is not None:
-            found, self._waiting = self._waiting, None
-            return found
-        return self._milestones.pop(), None
+        if self._waiting is None:
+            return self._put_off.pop()
+        found, self._waiting = self._waiting, None
+        return found
+
+    @property
+    def busy(self) -> Manifest | None:
+        """What is on its way now."""
+        job = self._busy
+        return job.manifest if job else None
 
     @property
     def at_rest(self) -> bool:
         """Whether nothing waits and nothing is on its way. Ask under the shared condition."""
-        return self._stopped or (self._waiting is None and self.busy is None and not self._milestones)
+        return self._stopped or (self._waiting is None and self._busy is None and not self._put_off)
 
     @property
     def holds(self) -> set[int]:
         """Iterations whose local files are still needed."""
-        waiting = self._waiting
-        return {one.iteration for one in (waiting[0] if waiting else None, self.busy, *self._milestones) if one}
+        return {job.manifest.iteration for job in (*self._put_off, self._waiting, self._busy) if job is not None}
 
     def stop(self) -> None:
         """Take nothing more and drop what waits; returns at once."""
         with self._changed:
             self._stopped = True
             dropped, self._waiting = self._waiting, None
+            unstored = None if self._busy_stored else self._busy
+            jobs = [job for job in (*self._put_off, dropped, unstored) if job is not None]
+            left = sorted({job.manifest.iteration for job in jobs if job.milestone})
+            self._put_off.clear()
+            self.missed += [f"milestone {number} is not in {self.store.uri}: there was no time" for number in left]
             self._changed.notify_all()
-        if dropped and dropped[1]:
-            dropped[1].abandon()
+        if dropped:
+            dropped.drop()
 
     def progress(self, sent_bytes: int) -> None:
         """Count bytes of the checkpoint that is on its way, and keep to the bandwidth limit."""
@@ -118,30 +151,29 @@ class Uploader:
     def _run(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._stopped or self._waiting is not None or bool(self._milestones))
+                self._changed.wait_for(lambda: self._stopped or self._waiting is not None or bool(self._put_off))
                 if self._stopped:
                     return
-                manifest, upload = self._next()
-                self.busy = manifest
-                self.sent_bytes = self.sent_bytes if upload else 0
-            landed = False
+                job = self._next()
+                self._busy, self._busy_stored = job, False
             try:
-                landed = self._carry(manifest, upload)
-                if landed:
-                    self._landed(self, manifest)
+                if self._carry(job):
+                    self._landed(self, job.manifest)
             except Fenced as error:
                 self.fenced = str(error)
                 self.stop()
             except Exception as error:  # an uploader that dies would lose every later checkpoint
-                name = "" if isinstance(error, TrainstackError) else f"{type(error).__name__}: "
-                self._warn(f"Checkpoint {manifest.iteration} cannot be stored in {self.store.uri}: {name}{error}")
+                self._warn(
+                    f"Checkpoint {job.manifest.iteration} cannot be stored in {self.store.uri}: {in_words(error)}"
+                )
             finally:
                 with self._changed:
-                    self.busy = None
+                    self._busy = None
                     self._changed.notify_all()
 
-    def _carry(self, manifest: Manifest, upload: Upload | None) -> bool:
+    def _carry(self, job: _Job) -> bool:
         """Store one checkpoint, or give way to a newer one; whether it is durable."""
+        manifest, upload = job.manifest, job.upload
         pause_s, since = self._first_pause_s, time.monotonic()
         while True:
             try:
@@ -156,12 +188,13 @@ class Uploader:
                     f"Checkpoint {manifest.iteration} is not durable yet in {self.store.uri}, trying again in "
                     f"{pause_s:.0f} s: {error}"
                 )
-                if self._gives_way(pause_s):
-                    with self._changed:
-                        self._put_off(manifest)
-                    return False
-                upload, pause_s = None, min(LONGEST_PAUSE_S, pause_s * 2)
+                with self._changed:
+                    if self._changed.wait_for(lambda: self._stopped or self._waiting is not None, timeout=pause_s):
+                        self._give_way(job)
+                        return False
+                upload, pause_s = None, min(self._longest_pause_s, pause_s * 2)
             else:
+                self._busy_stored = True
                 newer = self.durable is not None and self.durable.iteration > manifest.iteration
                 self.durable, self.warning = self.durable if newer else manifest, None
                 took = f" after {time.monotonic() - since:.0f} s" if pause_s > self._first_pause_s else ""
@@ -175,14 +208,9 @@ class Uploader:
             return self.store.put(manifest, self._save_dir, self.progress)
         try:
             return upload.publish(manifest, self._save_dir)
-        except BaseException:
+        except BaseException:  # whatever it was: the next try reads the files
             upload.abandon()
             raise
-
-    def _gives_way(self, pause_s: float) -> bool:
-        """Wait before the next try; True when a newer checkpoint waits or all is to stop."""
-        with self._changed:
-            return self._changed.wait_for(lambda: self._stopped or self._waiting is not None, timeout=pause_s)
 
     def _warn(self, message: str) -> None:
         self.warning = message

@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+
+from plugins.slime.progress import undressed
 
 LIMIT = 300
 """Characters of a signature at most."""
 
-_ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
-_RAY_PREFIX = re.compile(r"\((?:[^\s()]+ )?pid=\d+(?:, ip=[0-9A-Fa-f.:]+)?\) ?")
 _REPEATED = re.compile(r" *\[repeated \d+x across cluster\].*$")
 _EXCEPTION = re.compile(r"(?P<type>[A-Za-z_][\w.]*(?:\([\w.]+\))?)(?:: *(?P<message>.*))?")
 _TRACEBACK = "Traceback (most recent call last):"
@@ -32,26 +31,6 @@ _NORMAL = [
     (re.compile(r"[-+]?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?"), "#"),
     (re.compile(r"\s+"), " "),
 ]
-
-
-@dataclass(frozen=True)
-class Failure:
-    """How one attempt ended; two that are equal are the same failure.
-
-    iteration: the last one that was heard of, None before the first. signature: see `signature`.
-    """
-
-    iteration: int | None
-    signature: str
-
-    def __str__(self) -> str:
-        where = "before its first iteration" if self.iteration is None else f"at iteration {self.iteration}"
-        return f"{self.signature} ({where})"
-
-
-def failure_of(tail: Iterable[str], exit_reason: str, iteration: int | None) -> Failure:
-    """The failure of an attempt, from the last lines of its log, how its process ended, and where it was."""
-    return Failure(iteration, signature(tail, exit_reason))
 
 
 def signature(tail: Iterable[str], exit_reason: str = "") -> str:
@@ -77,11 +56,9 @@ def normalised(text: str) -> str:
 
 
 def _stripped(line: str) -> tuple[str, str]:
-    """Who says it ('' for the driver), and what. A progress bar before it on the same line is dropped."""
-    text = _ANSI.sub("", line).rstrip("\r\n")
-    prefix = _RAY_PREFIX.match(text)
-    text = _REPEATED.sub("", text[prefix.end() :]) if prefix else text
-    return prefix[0] if prefix else "", text.rsplit("\r", 1)[-1]
+    """Who says it ('' for the driver), and what."""
+    prefix, text = undressed(line)
+    return (prefix[0], _REPEATED.sub("", text)) if prefix else ("", text)
 
 
 def _exceptions(lines: Iterable[tuple[str, str]]) -> dict[str, str]:

@@ -36,7 +36,7 @@ def custom_rollout_log(
             flat = list(_flatten(samples))
             values = _values(args, flat, rollout_time) | data_position(rollout_id, args, flat)
             record = {"kind": "rollout", "number": int(rollout_id), "values": values, "time": time.time()}
-            _append(path, json.dumps(record, allow_nan=False))
+            append_line(Path(path), json.dumps(record, allow_nan=False))
         except Exception as error:  # whatever it is, the training is worth more than this line
             logger.warning("no progress line for rollout %s: %s: %s", rollout_id, type(error).__name__, error)
     return False
@@ -146,8 +146,9 @@ def _status(sample: Any) -> str:
     return str(getattr(status, "value", status)).lower()
 
 
-def _append(path: str, line: str) -> None:
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
+def append_line(path: Path, line: str) -> None:
+    """Append a line in one write, and make the file and its folders when they are missing. Raises OSError."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
     try:
         os.write(descriptor, line.encode() + b"\n")  # one write: a reader never sees half a line of a live writer

@@ -17,8 +17,6 @@ from pathlib import Path
 
 DICT_KINDS = ("step", "rollout", "perf", "eval")
 """Kinds whose line carries a dict of metrics."""
-SAID_KINDS = ("saved", "loaded", "skipped", "no_tracker", "dataset_state", "no_dataset_state")
-"""Kinds that say what became of a checkpoint: Megatron's prints, slime's patch of it, and slime's data source."""
 
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 _RAY_PREFIX = re.compile(r"\((?:(?P<actor>[^\s()]+) )?pid=\d+(?:, ip=[0-9A-Fa-f.:]+)?\) ?")
@@ -132,12 +130,17 @@ def parse_values(body: str) -> dict[str, float]:
     return values
 
 
-def parse_line(line: str) -> Point | None:
-    """Read one line of a trainer's or driver's log; None when it is anything but a line slime writes itself."""
+def undressed(line: str) -> tuple[re.Match[str] | None, str]:
+    """Ray's prefix, where there is one, and the text after it, without colours and what a progress bar drew over."""
     text = _ANSI.sub("", line).rstrip("\r\n")
     prefix = _RAY_PREFIX.match(text)
     text = text[prefix.end() :] if prefix else text
-    text = text.rsplit("\r", 1)[-1]  # a bar redraws itself with \r; what counts is what stands after the last one
+    return prefix, text.rsplit("\r", 1)[-1]  # a bar redraws itself with \r; what counts stands after the last one
+
+
+def parse_line(line: str) -> Point | None:
+    """Read one line of a trainer's or driver's log; None when it is anything but a line slime writes itself."""
+    prefix, text = undressed(line)
     if metrics := _METRICS.fullmatch(text):
         values = parse_values(metrics["body"])
         return Point(metrics["kind"], int(metrics["number"]), values) if values else None

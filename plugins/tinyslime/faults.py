@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from plugins.errors import UserError
+from plugins.slime.hooks import append_line
 from plugins.tinyslime.sample import Sample
 
 
@@ -37,9 +38,9 @@ class Faults:
     def from_env(cls, env: Mapping[str, str] = os.environ) -> Faults:
         """Read them; raises UserError naming the variable whose value cannot be used."""
         log = env.get("TINYSLIME_BATCH_LOG")
-        crash_at = _number(env, "TINYSLIME_CRASH_AT", "")
+        crash_at = _number(env, "TINYSLIME_CRASH_AT")
         return cls(
-            step_delay_s=max(0.0, _number(env, "TINYSLIME_STEP_DELAY_S", "0") or 0.0),
+            step_delay_s=max(0.0, _number(env, "TINYSLIME_STEP_DELAY_S") or 0.0),
             lose_dataset_state=_switch(env, "TINYSLIME_LOSE_DATASET_STATE"),
             ignore_load=_switch(env, "TINYSLIME_IGNORE_LOAD"),
             skip_tensor=env.get("TINYSLIME_SKIP_TENSOR") or None,
@@ -68,18 +69,13 @@ class Faults:
             "groups": [sample.group_index for sample in drawn],
         }
         try:
-            self.batch_log.parent.mkdir(parents=True, exist_ok=True)
-            descriptor = os.open(self.batch_log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
-            try:
-                os.write(descriptor, json.dumps(record).encode() + b"\n")
-            finally:
-                os.close(descriptor)
+            append_line(self.batch_log, json.dumps(record))
         except OSError as error:
             raise UserError(f"TINYSLIME_BATCH_LOG {self.batch_log}: cannot be written: {error.strerror}") from error
 
 
-def _number(env: Mapping[str, str], name: str, default: str) -> float | None:
-    text = env.get(name) or default
+def _number(env: Mapping[str, str], name: str) -> float | None:
+    text = env.get(name)
     try:
         return float(text) if text else None
     except ValueError as error:

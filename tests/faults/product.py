@@ -46,7 +46,7 @@ PASSING = (ControlPlaneError, StoreError)  # what the tasks' own retry condition
 
 
 def flow(world: World, process: Process, parts: Parts = Parts()) -> Ending:
-    """One start of the pipeline; the endings are `tasks.chain.carry_through`'s."""
+    """One start of the pipeline; the endings are `tasks.pipeline.carry_through`'s."""
     recipe = (parts.recipe or recipe_of)(world.plan)
     data = StageData(Path("/data/prompts.jsonl"), 100, "0" * 64)
     stages: Any = [stage.name for stage in world.plan.stages]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tests.relay.attempts import Attempt, Journal, Plan, stage_on
-from tests.relay.content import Ident, ends_of, is_whole, size_of
+from tests.relay.content import RUN, STAGE, Ident, ends_of, is_whole, size_of
 from tests.relay.death import Death, Ended, as_process
 from tests.relay.figures import KILL_POINTS, STALE, TORN, Figures
 from tests.relay.guards import Guards
@@ -125,7 +125,7 @@ class Life:
         victim = self._truth.durable
 
         def process() -> str:
-            return damage(self._world, self._rng) if len(self._world.open().list("run-1", "sft")) > 1 else ""
+            return damage(self._world, self._rng) if len(self._world.open().list(RUN, STAGE)) > 1 else ""
 
         ended = as_process(process, forked=self._forked, answers=self._folder)
         self._rng.random()  # a forked child has a copy of it

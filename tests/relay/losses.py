@@ -41,7 +41,10 @@ def uncut(stage: str, folder: Path) -> Uncut:
     relay = Relay(folder, calm)
     if not relay.run():
         raise RuntimeError(f"an uncut run does not end well: {relay.log}\n{(folder / 'said-1.txt').read_text()}")
-    return Uncut(weights_of(relay), read_batches(relay.batches, {1: None}))
+    true = Uncut(weights_of(relay), read_batches(relay.batches, {1: None}))
+    if not true.weights or len(true.batches.kept) != ROLLOUTS[stage]:
+        raise RuntimeError(f"an uncut run left {len(true.weights)} bytes, batches {sorted(true.batches.kept)}")
+    return true
 
 
 def compare(relay: Relay, complete: bool, true: Uncut, figures: Figures) -> None:

@@ -68,6 +68,8 @@ def main(argv: list[str]) -> None:
     gc.freeze()  # forked children then share more memory
     with tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None, prefix="relay-") as folder:
         figures = do(argv[0], argv[1:], Path(folder) / argv[0])
+    if not figures.kinds and not figures.bad:
+        raise SystemExit("nothing was carried out, so nothing is proved")
     print(figures.to_json())
 
 

@@ -28,6 +28,12 @@ def test_a_part_that_cannot_be_carried_out_is_no_success() -> None:
         run_part("kill", "nowhere", SEED, 1)
 
 
+@pytest.mark.parametrize(("part", "kind"), [("split", "folder"), ("returning", "folder+folder")])
+def test_a_part_in_which_nothing_happened_is_no_success(part: str, kind: str) -> None:
+    with pytest.raises(RuntimeError, match="nothing was carried out"):
+        run_part(part, kind, SEED, 0)
+
+
 def test_the_last_line_of_the_fault_suite_names_the_six_figures() -> None:
     figures = Figures()
     figures.breach(STALE, "it went on from an older one", 2)

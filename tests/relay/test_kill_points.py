@@ -21,10 +21,16 @@ def test_a_death_at_any_step_leaves_the_newest_checkpoint_whole_and_the_next_att
     figures = run_part("kill", kind, SEED, points)
     assert figures.breaches == []
     assert figures.counts[KILL_POINTS] >= points
-    assert set(figures.kinds) >= ACTORS | ({"pointer"} if points >= 50 else set())
+    died = set(figures.kinds)
+    if points < 50:  # so few that the upload's only death may be the one at its pointer
+        died |= {"upload"} if "pointer" in died else set()
+    else:
+        assert "pointer" in died
+    assert died >= ACTORS
 
 
 @pytest.mark.parametrize("pair", ["folder+folder", "volume+folder"])
 def test_a_store_that_was_silent_never_brings_back_the_line_that_was_left_behind(pair: str) -> None:
     figures = run_part("returning", pair, SEED, 14)
     assert figures.breaches == []
+    assert figures.counts[KILL_POINTS] == 14

@@ -113,3 +113,17 @@ def test_the_pods_half_answers_with_one_json_line_and_keeps_the_token_to_itself(
 @pytest.fixture
 def trainer(tmp_path: Path) -> Trainer:
     return Trainer(tmp_path / "save")
+
+
+def test_the_model_card_names_the_checkpoint_that_the_weights_came_from(hub: Running, trainer, tmp_path: Path) -> None:
+    from huggingface_hub import HfApi
+
+    from tasks.push_files import push_sealed
+
+    sealed = trainer.sealed(19, export=True)
+    source = "s3://bucket/other/sft/iter_0000059"
+    manifest = sealed.model_copy(update={"lineage": {"init": source}})
+    pushed = push_sealed(trainer.save_dir, manifest, "hub://me/card")
+    api = HfApi(endpoint=hub.url, token="hf_writes")
+    card = Path(api.hf_hub_download("me/card", "README.md", revision=pushed.revision, cache_dir=tmp_path / "cache"))
+    assert f"| weights from | {source} |" in card.read_text()

@@ -4,9 +4,10 @@ from uuid import UUID
 
 import pytest
 
+from blocks.recipe import Recipe
 from plugins.errors import UserError
 from tasks.board import AttemptRecord
-from tasks.chain import Verbs, _Chain
+from tasks.chain import Verbs, _Chain, carry_stages
 from tasks.check_recipe import Checked
 from tasks.provision_pod import provision_pod as provision
 from tasks.run_stage import Attempt, AttemptEnd, finished_result, result_of
@@ -137,3 +138,13 @@ def test_a_new_warning_of_the_stage_reaches_the_pipelines_log_once() -> None:
         "WARNING sft: damaged: iteration 71",
         "WARNING sft: milestone 3 was not pushed",
     ]
+
+
+def test_start_weights_that_are_not_there_are_said_before_anything_is_rented() -> None:
+    here = scene(host(1))
+    rl = {"data": "/d", "num_rollout": 1, "environment": {"task": "answer"}, "init": "run:other/sft"}
+    here.run.recipe = Recipe.model_validate({"name": "small", "rl": rl})
+    here.run.store = EmptyStore()  # type: ignore[assignment]
+    with pytest.raises(UserError, match="folder:/x has no checkpoint of other/sft"):
+        carry_stages(here.run, ["rl"], Checked(), Verbs(release=lambda run, pod: 0.0))
+    assert here.market.orders == []

@@ -1,7 +1,9 @@
 """One attempt of a stage with a real store, a real publisher and a scripted trainer instead of Ray's jobs."""
 
+import pickle
 import shutil
 import threading
+import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -241,6 +243,37 @@ def test_a_resumed_trainer_that_never_says_what_it_loaded_has_not_resumed(bench:
 
     with pytest.raises(ResumeUnproved, match="slime started from --ref-load"):
         train_stage(bench.stage(2), ScriptedJobs(train))
+
+
+def test_what_a_killed_attempt_saved_before_its_start_was_proved_is_not_taken_up(bench: Bench) -> None:
+    stage = bench.stage(2)
+    stage.save_dir.mkdir(parents=True)
+    Trainer(stage.save_dir).save(3, export=True)
+    stage.unproved_mark.touch()
+    result = train_stage(stage, ScriptedJobs(lambda start: start.save(7)))
+    assert result.resumed_from is None and bench.stored() == [7]
+    assert any("was not proved" in line for line in bench.said) and not stage.unproved_mark.exists()
+
+
+def test_a_trainer_that_is_done_before_it_said_where_it_started_still_has_its_last_checkpoint_stored(
+    bench: Bench,
+) -> None:
+    jobs = ScriptedJobs(lambda start: Trainer(Path(start.env["TRAINSTACK_SAVE_DIR"])).save(7, export=True))
+    assert train_stage(bench.stage(), jobs).last_iteration == 7 and bench.stored() == [7]
+
+
+def test_prompts_that_a_resume_skips_are_counted(bench: Bench) -> None:
+    def train(start: Start) -> None:
+        start.save(3)
+        cursor = {"sample_offset": 20, "epoch_id": 0, "sample_group_index": 20, "sample_index": 20}
+        with zipfile.ZipFile(layout.dataset_state_file(Path(start.env["TRAINSTACK_SAVE_DIR"]), 3), "w") as archive:
+            archive.writestr("archive/data.pkl", pickle.dumps(cursor, protocol=2))
+
+    with pytest.raises(TrainerFailed):
+        train_stage(bench.stage(), ScriptedJobs(train, "FAILED"))
+    train_stage(bench.stage(2), ScriptedJobs(lambda start: start.save(7)))
+    # 4 rollouts of 4 prompts were trained, 20 prompts drawn
+    assert "WARNING 4 prompts were drawn and never trained before iteration 3" in bench.said
 
 
 def test_a_resumed_trainer_that_saves_nothing_new_has_failed(bench: Bench) -> None:

@@ -23,8 +23,6 @@ WORK_S = 120.0
 """How long the Hub may take over a commit, or over the last bytes of a file that it must put together."""
 WRITE_S = 30.0
 """How long it may take no byte of what is sent."""
-
-
 PATIENCE_S = 20.0
 """The longest wait that the Hub may ask for within one call."""
 

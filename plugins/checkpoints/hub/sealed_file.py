@@ -13,8 +13,8 @@ from typing import BinaryIO, cast
 from huggingface_hub import CommitOperationAdd
 from huggingface_hub.lfs import UploadInfo
 
-from plugins.checkpoints.disk import Progress, disk_errors
-from plugins.checkpoints.manifest import FileEntry, check_entry
+from plugins.checkpoints.disk import Progress, reading
+from plugins.checkpoints.manifest import check_hash
 from plugins.errors import TornCheckpoint
 
 SAMPLE_BYTES = 512
@@ -84,16 +84,11 @@ class SealedFile(io.BufferedIOBase):
         super().close()
 
     def _read_here(self, wanted: int) -> bytes:
-        try:
-            with disk_errors(self.path, "read"):
-                if self._file is None:
-                    self._file = self.path.open("rb", buffering=0)
-                self._file.seek(self._at)
-                chunk = self._file.read(wanted)
-        except Exception as error:
-            if isinstance(error.__cause__, FileNotFoundError):
-                raise TornCheckpoint(f"{self.path}: is missing from the checkpoint") from error
-            raise
+        with reading(self.path):
+            if self._file is None:
+                self._file = self.path.open("rb", buffering=0)
+            self._file.seek(self._at)
+            chunk = self._file.read(wanted)
         if not chunk:
             raise TornCheckpoint(f"{self.path}: has {self._at} bytes, {self.size_bytes} were sealed")
         return chunk
@@ -107,8 +102,7 @@ class SealedFile(io.BufferedIOBase):
         self._digest.update(fresh)
         self._hashed_bytes += len(fresh)
         if fresh and self._hashed_bytes == self.size_bytes:
-            entry = FileEntry(path="-", size_bytes=self.size_bytes, sha256=self.sha256)
-            check_entry(self.path, entry, self._digest.hexdigest())
+            check_hash(self.path, self.sha256, self._digest.hexdigest())
 
     def _tell(self, upto_bytes: int) -> None:
         more, self._told_bytes = upto_bytes - self._told_bytes, max(self._told_bytes, upto_bytes)
@@ -126,14 +120,9 @@ def addition(path_in_repo: str, file: SealedFile) -> CommitOperationAdd:
 
     Raises TornCheckpoint when the file is gone or has another size.
     """
-    try:
-        with disk_errors(file.path, "read"), file.path.open("rb") as opened:
-            sample = opened.read(SAMPLE_BYTES)
-            size_bytes = os.fstat(opened.fileno()).st_size
-    except Exception as error:
-        if isinstance(error.__cause__, FileNotFoundError):
-            raise TornCheckpoint(f"{file.path}: is missing from the checkpoint") from error
-        raise
+    with reading(file.path), file.path.open("rb") as opened:
+        sample = opened.read(SAMPLE_BYTES)
+        size_bytes = os.fstat(opened.fileno()).st_size
     if size_bytes != file.size_bytes:
         raise TornCheckpoint(f"{file.path}: has {size_bytes} bytes, {file.size_bytes} were sealed")
     operation = CommitOperationAdd(path_in_repo, b"")

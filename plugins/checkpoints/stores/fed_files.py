@@ -6,8 +6,7 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from plugins.checkpoints.disk import disk_errors
-from plugins.checkpoints.stores.stream import write_all
+from plugins.checkpoints.disk import disk_errors, write_all
 from plugins.errors import StoreError
 
 

@@ -1,11 +1,10 @@
 """A checkpoint that goes into a folder store while it is sealed: the `Upload` of `FolderStore`."""
 
-import os
 import threading
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from plugins.checkpoints.disk import Progress
+from plugins.checkpoints.disk import Progress, create_file
 from plugins.checkpoints.manifest import FileEntry, Manifest
 from plugins.checkpoints.stores.fed_files import FedFiles
 from plugins.errors import StoreError
@@ -66,7 +65,7 @@ class FolderUpload:
     def _create(self, path: Path) -> int:
         _make_folders(self._staging, path.parent)
         path.unlink(missing_ok=True)
-        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+        return create_file(path)
 
     def _finish(self) -> None:
         self._ended = True

@@ -83,7 +83,7 @@ class ObjectStore:
         place = key.removeprefix(where.prefix)
         try:
             feed = None if where.sizes(place, unfinished=True) else self._backend.begin(progress)
-        except BaseException:
+        except BaseException:  # whatever ended it: a place that stays taken is never removed
             self._places.leave([key])
             raise
         if feed is None:

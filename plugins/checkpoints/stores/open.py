@@ -3,7 +3,7 @@
     folder:/absolute/path, or a plain path      a folder of this machine, or of a disk with locks and renames
     volume:/mnt, volume:/mnt/some/folder        the Lium volume of the pod (recipe: `pod.volume`)
     s3://bucket/prefix                          S3, or what speaks like it: ?endpoint=http://host:port&region=...
-    hub:...                                     the Hugging Face Hub; see `hub.py`
+    hub://user/repo@branch/prefix               a model repository on the Hugging Face Hub; see `hub.py`
 
 A URI never holds credentials: it is written into recipes, manifests and logs. Each provider's own library finds them.
 """

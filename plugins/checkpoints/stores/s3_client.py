@@ -11,7 +11,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 from plugins.checkpoints.stores.backend import Item, LostSwap
-from plugins.checkpoints.stores.s3_errors import is_lost_swap, is_missing, is_no_condition, s3_errors
+from plugins.checkpoints.stores.s3_errors import code_of, is_lost_swap, is_missing, is_no_condition, s3_errors
 from plugins.errors import StoreError
 
 CONNECT_S, ANSWER_S, ATTEMPTS = 5.0, 15.0, 3
@@ -134,7 +134,7 @@ class S3Client:
             try:
                 self._client().abort_multipart_upload(**self._at(key), UploadId=upload_id)
             except ClientError as error:
-                if not is_missing(error) and error.response.get("Error", {}).get("Code") != "NoSuchUpload":
+                if not is_missing(error) and code_of(error) != "NoSuchUpload":
                     raise
 
     def call(self, doing: str, right: str, verb: str, **arguments: Any) -> dict[str, Any]:

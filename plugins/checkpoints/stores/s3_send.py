@@ -14,6 +14,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 from plugins.checkpoints.disk import Progress, disk_errors, in_parallel, read_chunks
+from plugins.checkpoints.manifest import check_hash
 from plugins.checkpoints.stores.backend import Source
 from plugins.checkpoints.stores.s3_client import S3Client
 from plugins.errors import StoreError, TornCheckpoint
@@ -153,7 +154,7 @@ class _OneFile:
     def _send_part(self, upload_id: str, number: int, part: bytearray, parts: Parts) -> None:
         try:
             parts[number] = send_part(self._client, self._source.key, upload_id, number, part)
-        except BaseException:
+        except BaseException:  # whatever it was: the reader of the file must not wait for this part
             self._failed.set()
             raise
         finally:
@@ -186,11 +187,9 @@ class _OneFile:
             more = {"PartNumberMarker": page["NextPartNumberMarker"]}
 
     def _check(self, digest: str, upload_id: str | None = None) -> None:
-        if digest == self._source.sha256:
-            return
-        if upload_id:
+        if upload_id and digest != self._source.sha256:
             self._client.abort(self._source.key, upload_id)
-        raise TornCheckpoint(f"{self._source.path}: its content changed after it was sealed (hash {digest[:12]}..)")
+        check_hash(self._source.path, self._source.sha256, digest)
 
 
 def begin_upload(client: S3Client, key: str, sha256: str | None = None) -> str:

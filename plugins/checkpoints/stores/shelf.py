@@ -68,12 +68,7 @@ class Shelf:
 
     def manifests(self) -> list[tuple[Manifest, Path]]:
         """Every checkpoint with its folder, newest first; what has no readable manifest of this stage is left out."""
-        places: dict[int, Path] = {}
-        for path in self._children():  # sorted: iter_N before iter_N.replaced-x, which counts only when alone
-            if match := _PLACE.fullmatch(path.name):
-                places.setdefault(int(match[1]), path)
-        found = ((self._read_manifest(place), place) for _, place in sorted(places.items(), reverse=True))
-        return [(entry[0], place) for entry, place in found if entry]
+        return [(manifest, place) for manifest, _, place in self._found()]
 
     def place_of(self, manifest: Manifest) -> Path | None:
         """The folder that holds this iteration with these bytes, or None."""
@@ -83,11 +78,8 @@ class Shelf:
     def pointed(self) -> Manifest | None:
         """What the pointer names, if it is still there as it was when the pointer was written."""
         pointer = self._read_object("latest.json")
-        for _, place in self.manifests():
-            entry = self._read_manifest(place)
-            if entry and (entry[0].iteration, entry[1]) == (pointer.get("iteration"), pointer.get("manifest")):
-                return entry[0]
-        return None
+        wanted = (pointer.get("iteration"), pointer.get("manifest"))
+        return next((manifest for manifest, digest, _ in self._found() if (manifest.iteration, digest) == wanted), None)
 
     def is_whole(self, manifest: Manifest, place: Path) -> bool:
         """Whether every file is there with its size; hashes are for `get` and `verify`."""
@@ -160,6 +152,15 @@ class Shelf:
             if _LEFT_BEHIND.fullmatch(path.name):
                 self._disk.remove(path)
         self._remove_replaced()
+
+    def _found(self) -> list[tuple[Manifest, str, Path]]:
+        """See `manifests`; with the SHA-256 of the text of each manifest."""
+        places: dict[int, Path] = {}
+        for path in self._children():  # sorted: iter_N before iter_N.replaced-x, which counts only when alone
+            if match := _PLACE.fullmatch(path.name):
+                places.setdefault(int(match[1]), path)
+        found = ((self._read_manifest(place), place) for _, place in sorted(places.items(), reverse=True))
+        return [(*entry, place) for entry, place in found if entry]
 
     def _make_room(self, place: Path) -> None:
         """Another copy of the same iteration gives way; until the new one stands, the old one still counts."""

@@ -167,9 +167,10 @@ class Stage:
     def _rebuilt(self) -> State:
         """The state that the places tell of. A claim is never smaller than the token of any place."""
         sizes = self.sizes()
-        state = State(token=max((place.token for place in _places(sizes)), default=0))
+        places = _places(sizes)
+        state = State(token=max((place.token for place in places), default=0))
         best: dict[int, tuple[Manifest, Entry]] = {}
-        for place in _places(sizes):
+        for place in places:
             files = sizes[place.name]
             names = [name for name in files if MANIFEST_FILE.fullmatch(name)]
             whole = [one for name in names if (one := self._whole(place, name, files))]

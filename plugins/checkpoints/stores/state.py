@@ -18,7 +18,8 @@ from typing import Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from plugins.errors import Fenced, StoreError, TornCheckpoint
+from plugins.checkpoints.manifest import refuse_newer
+from plugins.errors import Fenced, TornCheckpoint
 
 FORMAT: Final = 1
 _PLACE = re.compile(r"iter_([0-9]{7,})\.a([0-9]+)(\.[0-9]+)?")
@@ -115,8 +116,7 @@ class State(BaseModel):
         """
         try:
             value = json.loads(text)
-            if isinstance(value, dict) and isinstance(found := value.get("format"), int) and found > FORMAT:
-                raise StoreError(f"{where}: has format {found}, this trainstack reads {FORMAT}: install a newer one")
+            refuse_newer(value, FORMAT, where)
             if not isinstance(value, dict) or not {"format", "token", "checkpoints"} <= set(value):
                 raise ValueError("lacks what every state has")
             return cls.model_validate(value)

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from plugins.checkpoints.disk import Progress, disk_errors
+from plugins.checkpoints.disk import Progress, create_file, disk_errors, write_all
 from plugins.errors import StoreError
 
 
@@ -26,12 +26,12 @@ def save_stream(
     if target is None:
         return _through(chunks, None, stop, progress)
     with disk_errors(target, "create"):
-        fd = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
+        fd = create_file(target)
     try:
         digest = _through(chunks, (fd, target), stop, progress)
         with disk_errors(target, "write"):
             sync(fd)
-    except BaseException:
+    except BaseException:  # whatever ended it, also Ctrl-C: the descriptor is ours
         os.close(fd)
         raise
     with disk_errors(target, "write"):
@@ -56,9 +56,3 @@ def _through(
         if progress:
             progress(len(chunk))
     return digest.hexdigest()
-
-
-def write_all(fd: int, chunk: memoryview) -> None:
-    """Write all of a chunk at the end of what was written. Raises OSError."""
-    while chunk:
-        chunk = chunk[os.write(fd, chunk) :]

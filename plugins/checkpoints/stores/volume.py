@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from plugins.checkpoints.disk import Hook, Progress, disk_errors, in_parallel, read_chunks
+from plugins.checkpoints.manifest import check_hash
 from plugins.checkpoints.stores.backend import STATE, Change, Feed, Item, LostSwap, Source
 from plugins.checkpoints.stores.objects import ObjectStore
 from plugins.checkpoints.stores.volume_files import VolumeFeed, VolumeFiles, is_note
@@ -146,7 +147,7 @@ class VolumeBackend:
             digest = self._files.write(target, read_chunks(source.path, stop, self._chunk_bytes), progress)
         if digest != source.sha256:
             self._files.remove(target)
-            raise TornCheckpoint(f"{source.path}: its content changed after it was sealed (hash {digest[:12]}..)")
+        check_hash(source.path, source.sha256, digest)
         self._files.mark_whole(target, source)
 
     def _swap(self, path: Path, text: bytes, tag: str | None) -> None:

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from plugins.checkpoints.disk import Hook, Progress, disk_errors, hash_file, read_chunks
+from plugins.checkpoints.disk import Hook, Progress, create_file, disk_errors, hash_file, read_chunks
 from plugins.checkpoints.stores.backend import LostSwap, Source
 from plugins.checkpoints.stores.fed_files import FedFiles
 from plugins.checkpoints.stores.stream import save_stream
@@ -72,7 +72,7 @@ class VolumeFiles:
         try:
             digest = save_stream(announced(), path, threading.Event(), progress, sync=sync_if_possible)
             check_arrived(path, size_bytes)
-        except BaseException as error:
+        except BaseException as error:  # whatever ended it: half a file under its final name must not stay
             if isinstance(error.__cause__, FileExistsError):
                 raise LostSwap(f"{path}: is there already") from error
             with contextlib.suppress(StoreError):
@@ -157,7 +157,7 @@ class VolumeFeed:
         self._files.make_folder(path.parent)
         self._files.before("create", path)
         path.unlink(missing_ok=True)
-        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        return create_file(path)
 
 
 def check_arrived(path: Path, size_bytes: int) -> None:

@@ -1,12 +1,13 @@
 """One kit for each store: opens it, counts or stops its operations, and damages what it holds.
 
-A new store gets a kit here and a line in `KITS`; `stores_contract.py` then says whether it is one.
+A new store gets a kit here and a line in `MAKERS` of `test_store_contract.py`, which then says whether it is one.
 """
 
 import functools
 import re
 import secrets
 import shutil
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -86,14 +87,15 @@ class FolderKit:
         self.write(f"{RUN}/{STAGE}/latest.json", content)
 
 
-class _ObjectKit:
+class _ObjectKit(ABC):
     """What the stores over a backend have in common."""
 
     def open(self, before: Before | None = None) -> CheckpointStore:
         return ObjectStore(self.backend(before), workers=2, sleep=lambda _s: None)
 
+    @abstractmethod
     def backend(self, before: Before | None = None) -> Any:
-        raise NotImplementedError
+        """As another process would make it; `before` as in `open`."""
 
     def is_open(self, operation: str) -> bool:
         return True

@@ -1,7 +1,5 @@
 """A process that dies at any file step never makes anyone believe in a checkpoint that is not whole."""
 
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -12,6 +10,7 @@ from plugins.checkpoints.restore import restore
 from plugins.checkpoints.stores.folder import FolderStore
 from plugins.errors import TornCheckpoint
 from plugins.slime import layout
+from tests.plugins.checkpoints.die_at import rooms_of
 
 RUN, STAGE = "run-1", "sft"
 
@@ -21,13 +20,9 @@ def rooms(tmp_path: Path) -> Callable[..., Iterator[Path]]:
     """Every state an action leaves when it dies: folders with `store/` and `save/`; in the last it got through."""
 
     def run(action: str, *, at_least: int) -> Iterator[Path]:
-        work = tmp_path / f"rooms-{action}"
-        argv = [sys.executable, str(Path(__file__).with_name("die_at.py")), action, str(tmp_path / "room"), str(work)]
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=200, cwd=Path(__file__).parents[3])
-        assert done.returncode == 0, done.stderr
-        count = int(done.stdout)
-        assert count > at_least
-        return (work / str(step) for step in range(count))
+        left = rooms_of("folder", action, tmp_path / "room", tmp_path / f"rooms-{action}")
+        assert len(left) > at_least
+        return iter(left)
 
     return run
 

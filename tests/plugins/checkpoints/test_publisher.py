@@ -103,7 +103,7 @@ def test_while_a_store_is_slow_the_newest_checkpoint_replaces_the_one_that_waits
     for iteration in (3, 7, 11):
         trainer.save(iteration)
         publisher.offer(iteration)
-        until(lambda: store.came == [3])
+        until(lambda n=iteration: store.came == [3] and publisher.sealed == n)
     store.gate.set()
     publisher.finish(LONG_S)
     assert store.came == [3, 11]
@@ -350,3 +350,35 @@ def test_milestones_that_a_store_never_takes_up_are_bounded_and_the_lost_one_is_
         "WARNING milestone 1",
         "WARNING milestone 2",
     ]
+
+
+def test_a_store_that_refuses_for_half_an_hour_costs_nothing_but_lag(trainer, tmp_path: Path, publish) -> None:
+    """With pauses of 1, 2, 4 ... 60 s half an hour is 35 refusals; here they come one after the other."""
+    disk, said = Faulty(), []
+    publisher = publish(
+        FolderStore(tmp_path / "store", disk=Disk(before=disk)),
+        first_pause_s=0.001,
+        longest_pause_s=0.002,
+        log=said.append,
+    )
+    trainer.save(3)
+    publisher.offer(3)
+    until(lambda: sum("trying again" in line for line in said) >= 35)
+    trainer.save(7)  # training has gone on all the time
+    publisher.offer(7)
+    disk.full = False
+    publisher.finish(LONG_S)
+    assert publisher.durable.iteration == 7 and publisher.warning is None
+
+
+def test_milestones_that_there_was_no_time_for_are_named(trainer, pair) -> None:
+    _near, far, publisher = pair(rule=MilestoneRule(interval=4))
+    for iteration in (3, 7, 11):
+        trainer.save(iteration)
+        publisher.offer(iteration)
+        until(lambda n=iteration: publisher.durable and publisher.durable.iteration == n)
+    publisher.stop()
+    far.gate.set()
+    missed = {line.split(" is not in ")[0] for line in publisher.missed if str(far.root) in line}
+    assert missed == {"milestone 3", "milestone 7", "milestone 11"}
+    assert not [line for line in publisher.missed if str(far.root) not in line], "the near store has them all"

@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from plugins.checkpoints.stores.backend import Change, LostSwap, Source
 from plugins.checkpoints.stores.open import open_store
 from plugins.checkpoints.stores.volume import VolumeBackend
 from plugins.errors import StoreError, TornCheckpoint, UserError
+from tests.plugins.checkpoints.die_at import rooms_of
 from tests.plugins.checkpoints.store_kits import RUN, STAGE, VolumeKit
 
 KEY = f"{RUN}/{STAGE}/state.json"
@@ -234,16 +234,11 @@ def test_a_uri_opens_and_opens_again() -> None:
 def rooms(tmp_path: Path, trainer) -> Any:
     """Every state that an action leaves when its process dies; in the last one it got through."""
     (tmp_path / "room" / "save").mkdir(parents=True)
-    (tmp_path / "room" / "volume").mkdir()
+    (tmp_path / "room" / "store").mkdir()
     trainer.save_dir = tmp_path / "room" / "save"
 
     def run(action: str) -> list[Path]:
-        work = tmp_path / "rooms"
-        argv = [sys.executable, str(Path(__file__).with_name("die_at_volume.py")), action]
-        argv += [str(tmp_path / "room"), str(work)]
-        done = subprocess.run(argv, capture_output=True, text=True, timeout=200, cwd=Path(__file__).parents[3])
-        assert done.returncode == 0, done.stderr
-        return [work / str(step) for step in range(int(done.stdout))]
+        return rooms_of("volume", action, tmp_path / "room", tmp_path / "rooms")
 
     return run
 
@@ -252,7 +247,7 @@ def rooms(tmp_path: Path, trainer) -> Any:
 def test_a_process_that_dies_at_any_step_leaves_the_old_checkpoint_or_the_new_one(
     rooms, trainer, second, tmp_path, action: str
 ) -> None:
-    store = open_store(f"volume:{tmp_path / 'room' / 'volume'}")
+    store = open_store(f"volume:{tmp_path / 'room' / 'store'}")
     store.put(second.sealed(19, mark="old"), second.save_dir)
     new = trainer.sealed(39, mark="new")
     if action == "delete":
@@ -262,7 +257,7 @@ def test_a_process_that_dies_at_any_step_leaves_the_old_checkpoint_or_the_new_on
     seen = []
     for room in left:
         kit = VolumeKit.__new__(VolumeKit)
-        kit.root = room / "volume"
+        kit.root = room / "store"
         opened = kit.open()
         found = opened.list(RUN, STAGE)
         for manifest in found:

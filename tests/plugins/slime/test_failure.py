@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from plugins.slime.failure import LIMIT, Failure, failure_of, normalised, signature
+from plugins.slime.failure import LIMIT, normalised, signature
 
 
 def frames(line: int) -> list[str]:
@@ -117,14 +117,6 @@ def test_a_signature_is_one_short_line() -> None:
 )
 def test_what_differs_between_tries_is_made_alike(text: str, alike: str) -> None:
     assert normalised(text) == alike
-
-
-def test_the_iteration_stands_beside_the_signature() -> None:
-    one = failure_of(traceback("ValueError: a", 7), "exit code 1", 7)
-    assert one == failure_of(traceback("ValueError: a", 9), "SIGABRT", 7)
-    assert one != failure_of(traceback("ValueError: a"), "exit code 1", 8)
-    assert str(one) == "ValueError: a (at iteration 7)"
-    assert str(Failure(None, "no word")) == "no word (before its first iteration)"
 
 
 def test_a_real_crash_of_python_is_read() -> None:

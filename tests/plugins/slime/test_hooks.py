@@ -1,3 +1,5 @@
+"""The hook's line: what a rollout gave and where its data stood, and nothing that reaches the trainer."""
+
 import json
 import os
 import subprocess

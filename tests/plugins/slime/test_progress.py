@@ -1,3 +1,5 @@
+"""slime's log lines: what is written can be read, and text that only looks like them is not trusted."""
+
 import json
 import math
 from datetime import datetime
