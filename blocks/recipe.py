@@ -64,7 +64,13 @@ class PodSection(Section):
         "H200",
         description="GPU model as Lium names it, short (H200) or full (NVIDIA H200); a list is an order of preference.",
     )
-    gpu_count: int = Field(1, ge=1, le=64, description="GPUs on the pod.")
+    gpu_count: int = Field(1, ge=1, le=64, description="GPUs on the pod; on each of them when there are several.")
+    nodes: int = Field(1, ge=1, le=64, description="Pods that train together, rented as one Lium cluster.")
+    shared_dir: str | None = Field(
+        None,
+        description="Folder that every node sees under this path (a shared file system): checkpoints of several nodes "
+        "are written there. Needed when nodes is more than 1.",
+    )
     tier: Literal["secure", "spot", "any", "spot-first"] = Field(
         "any",
         description="any: the cheapest; spot-first: spot while there is some, else secure, and spot again later.",

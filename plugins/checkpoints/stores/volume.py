@@ -60,6 +60,7 @@ class VolumeBackend:
         self.root = root.absolute()
         self._chunk_bytes, self._workers, self._sleep = chunk_bytes, workers, sleep
         self._files = VolumeFiles(before or (lambda _step, _path: None))
+        self._turn = threading.Lock()  # uploads and retention of one process must not see each other's half a state
 
     @property
     def uri(self) -> str:
@@ -96,7 +97,8 @@ class VolumeBackend:
             text = self._files.read(path)
             return None if text is None else (text, "1")
         for patient in (True, False):
-            found = self._states(path)
+            with self._turn:
+                found = self._states(path)
             if found and not _is_object(found[0][1]) and patient:
                 self._sleep(_SETTLE_S)  # a torn newest: its writer died, or is not through yet
             else:
@@ -124,7 +126,8 @@ class VolumeBackend:
         in_parallel(send, change.files, self._workers)
         for key, text in change.texts.items():
             self._files.write(self._path(key), [text.encode()])
-        self._swap(self._path(change.state_key), change.state.encode(), change.tag)
+        with self._turn:
+            self._swap(self._path(change.state_key), change.state.encode(), change.tag)
         for name in change.drop:
             try:
                 self._files.remove(self._path(name))
