@@ -23,6 +23,7 @@ from plugins.lium.emulator.limiter import SlidingMinute, TooMany
 from plugins.lium.emulator.patrol import Patrol
 from plugins.lium.emulator.pods import Pods
 from plugins.lium.emulator.rent import router as rent_router
+from plugins.lium.emulator.routes_clusters import router as clusters_router
 from plugins.lium.emulator.routes_control import router as control_router
 from plugins.lium.emulator.routes_market import router as market_router
 from plugins.lium.emulator.routes_pods import router as pods_router
@@ -48,7 +49,8 @@ def create_app(pods: Pods, listings_per_minute: int = LISTINGS_PER_MINUTE) -> Fa
     app.state.journal = Journal()
     app.state.listings = SlidingMinute(listings_per_minute, pods.now)
     app.state.started_at_s = time.time()
-    for router in (rent_router, market_router, pods_router, volumes_router):
+    # Clusters first: "cluster" would also be read as a machine's id.
+    for router in (clusters_router, rent_router, market_router, pods_router, volumes_router):
         app.include_router(router, prefix="/api")
     app.include_router(control_router, prefix=CONTROL)
     _add_error_answers(app)

@@ -96,6 +96,12 @@ def _fixed_id(name: str) -> str:
     return str(uuid.uuid5(uuid.NAMESPACE_DNS, f"{name}.emulator.trainstack"))
 
 
+def _node(name: str, price: float, fabric: str) -> Machine:
+    return Machine(
+        _fixed_id(name), "NVIDIA B200", price, 8, 183_359, min_gpu_count=None, nvlink=True, power_w=1000, fabric=fabric
+    )
+
+
 DEFAULT_FLEET = [
     Machine(_fixed_id("h200-a"), "NVIDIA H200", 2.49, 8, 143_771, nvlink=True, ram_gb=2048, disk_gb=14_000),
     Machine(
@@ -106,6 +112,8 @@ DEFAULT_FLEET = [
         _fixed_id("h100-b"), "NVIDIA H100 80GB HBM3", 1.79, 8, 81_559, min_gpu_count=None, nvlink=True, country="FI"
     ),
     Machine(_fixed_id("a100-a"), "NVIDIA A100-SXM4-80GB", 0.99, 4, 81_920, nvlink=True, driver="570.172.08", cuda=12.8),
+    *(_node(f"b200-a{number}", 3.49, "fabric-a") for number in (1, 2)),
+    *(_node(f"b200-b{number}", 3.79, "fabric-b") for number in (1, 2)),
     Machine(_fixed_id("4090-a"), "NVIDIA GeForce RTX 4090", 0.35, 1, 24_564, cpus=16, ram_gb=64, power_w=450),
     Machine(
         _fixed_id("4090-b"), "NVIDIA GeForce RTX 4090", 0.29, 2, 24_564, tier="spot", cpus=32, ram_gb=128, power_w=450

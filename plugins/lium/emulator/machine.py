@@ -29,6 +29,7 @@ class Machine:
     machines only, in the way `reclaim_how` says (see `Pods.reclaim`). `network_lost_after_s`: from then on the pod is
     not reached over SSH. `cached_images`: "name" or "name:tag" of the images on its disk; None: all. `changes`: what is
     said of its capacity and when, as `{"after_s": 60, "offline": true}`, counted from the start of the emulator.
+    `fabric`: name of the fast network that it shares with the machines of the same name; those can be one cluster.
     """
 
     id: str
@@ -63,6 +64,9 @@ class Machine:
     network_lost_after_s: float | None = None
     cached_images: list[str] | None = None
     changes: tuple[dict[str, Any], ...] = ()
+    fabric: str | None = None
+    fabric_type: str = "infiniband"
+    link_rate: str = "400 Gb/sec (4X NDR)"
 
     def __post_init__(self) -> None:
         """Raises ValueError for what contradicts itself."""

@@ -102,7 +102,7 @@ class Market:
         if template is None:
             raise NotFound(f"Template {body.get('template_id')} not found")
         self.check_volume(account, body.get("volume_id"))
-        self._check_balance(account, machine.price_per_gpu * gpu_count)
+        self.check_balance(account, machine.price_per_gpu * gpu_count)
         now = self.now()
         pod = Pod(
             id=str(uuid.uuid4()),
@@ -141,7 +141,8 @@ class Market:
                     f"Volume {volume.name} is attached to pod {pod.name}; a volume serves one pod at a time"
                 )
 
-    def _check_balance(self, account: Account, price_per_hour: float) -> None:
+    def check_balance(self, account: Account, price_per_hour: float) -> None:
+        """Whether the account can pay a pod, or pods, of this price in USD. Raises BalanceTooLow."""
         needed = price_per_hour * billing.FLOOR_HOURS
         left = self.balance(account)
         if left < needed:

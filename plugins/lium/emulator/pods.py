@@ -79,7 +79,7 @@ class Pods:
     def rent(self, account: Account, machine: Machine, gpu_count: int, body: Mapping[str, Any]) -> Pod:
         """Rent (see `Market.rent`, also for what it raises) and begin to boot."""
         pod = self.market.rent(account, machine, gpu_count, body)
-        self._boot_later(pod)
+        self.boot_later(pod)
         self.file.save()
         return pod
 
@@ -90,7 +90,8 @@ class Pods:
             raise NotFound(f"Pod {pod_id} not found")
         return pod
 
-    def _boot_later(self, pod: Pod) -> None:
+    def boot_later(self, pod: Pod) -> None:
+        """Begin to boot a pod whose row is written."""
         self._tasks[pod.id] = asyncio.create_task(self._boot(pod))
 
     async def booted(self, pod: Pod) -> None:
@@ -175,7 +176,7 @@ class Pods:
         pod.move("REBOOT_PENDING", self.now(), reason="reboot asked for")
         await self._end_processes(pod)
         if not pod.removed and pod.id not in self._tasks:  # somebody else was faster
-            self._boot_later(pod)
+            self.boot_later(pod)
         self.file.save()
 
     async def remove(self, pod: Pod, reason: str, *, status: str = "DELETED") -> None:
@@ -267,7 +268,7 @@ class Pods:
             elif pod.status in ("RUNNING", *PENDING):
                 if pod.status == "RUNNING":
                     pod.move("REBOOT_PENDING", self.now(), reason="the emulator was restarted")
-                self._boot_later(pod)
+                self.boot_later(pod)
         self.file.save()
 
     async def stop(self) -> None:

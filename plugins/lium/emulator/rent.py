@@ -1,7 +1,7 @@
-"""The two rent endpoints, and the idempotency keys that make a repeated rent harmless.
+"""The two endpoints that rent one pod, and the idempotency keys that make a repeated rent harmless.
 
 The first answer to a key (also a refusal) is kept 24 hours per account and given again, marked with the header
-`Idempotent-Replayed: true`.
+`Idempotent-Replayed: true`. Renting several pods as one cluster is `routes_clusters.py`'s.
 """
 
 import hashlib
@@ -30,18 +30,19 @@ Answer = tuple[int, dict[str, Any]]
 @router.post("/executors/rent-by-spec")
 async def rent_by_spec(request: Request, pods: Emulated, account: Renter, body: Body) -> JSONResponse:
     """Choose the best machine for a spec and rent it; `dry_run` chooses and prices only."""
-    return _once(request, pods, account, body, lambda: _by_spec(pods, account, body))
+    return once(request, pods, account, body, lambda: _by_spec(pods, account, body))
 
 
 @router.post("/executors/{executor_id}/rent")
 async def rent(executor_id: str, request: Request, pods: Emulated, account: Renter, body: Body) -> JSONResponse:
     """Rent GPUs of one machine (all that are free, without a count)."""
-    return _once(request, pods, account, body, lambda: _by_id(pods, account, executor_id, body))
+    return once(request, pods, account, body, lambda: _by_id(pods, account, executor_id, body))
 
 
-def _once(
+def once(
     request: Request, pods: Pods, account: Account, body: dict[str, Any], act: Callable[[], Answer]
 ) -> JSONResponse:
+    """Carry a rent out, or give the answer that its Idempotency-Key got before."""
     key = request.headers.get("idempotency-key")
     if key is None or body.get("dry_run"):
         return _send(_carried_out(request, pods, act))
@@ -66,8 +67,10 @@ def _once(
 
 def _carried_out(request: Request, pods: Pods, act: Callable[[], Answer]) -> Answer:
     status, content = _answer(act)
-    if content.get("pod_id") and pods.faults.take_for("late", request.method, request.url.path):
-        pods.state.pods[content["pod_id"]].listed_from_s = pods.now() + LATE_LISTING_S
+    rented = content.get("pod_ids") or [content[name] for name in ("pod_id",) if content.get(name)]
+    if rented and pods.faults.take_for("late", request.method, request.url.path):
+        for pod_id in rented:
+            pods.state.pods[pod_id].listed_from_s = pods.now() + LATE_LISTING_S
         pods.file.save()
     return status, content
 

@@ -62,6 +62,7 @@ async def all_pods(pods: Emulated) -> list[Row]:
             "created_at": iso(pod.created_at_s),
             "removed_at": iso(pod.removed_at_s),
             "network": pod.network,
+            "cluster_node_index": pod.cluster_node_index,
         }
         for pod in pods.state.pods.values()
     ]

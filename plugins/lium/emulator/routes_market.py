@@ -129,12 +129,6 @@ async def deployment_estimate(
     }
 
 
-@router.get("/executors/infiniband-clusters")
-async def clusters() -> list[Row]:
-    """None: clusters are not emulated."""
-    return []
-
-
 @router.get("/executors/{executor_id}/quote")
 async def quote(executor_id: str, pods: Emulated, hours: float = 1, gpu_count: int = 0) -> Row:
     """What a rent would cost."""

@@ -19,6 +19,7 @@ from plugins.lium.emulator.templates import template_of
 router = APIRouter()
 Row = dict[str, Any]
 LOG_LOOK_S = 0.2
+OVERLAY = "127.0.0.1"  # nodes of a cluster share this machine's network; the real addresses are 10.42.0.<rank + 1>
 
 
 @router.get("/pods")
@@ -158,6 +159,12 @@ def _row(pods: Pods, pod: Pod) -> Row:
         "api_key_id": pods.state.accounts[pod.account].api_key_id,
         "api_key_name": "emulator",
     }
+    if pod.cluster_id is not None:
+        row |= {
+            "cluster_id": pod.cluster_id,
+            "cluster_node_index": pod.cluster_node_index,
+            "cluster_overlay_ip": OVERLAY,
+        }
     if pod.status in PENDING:
         left = max(1, round(pod.created_at_s + pods.settings.boot_delay_of(machine) - pods.now()))
         row |= {"phase": pod.phase, "estimated_ready_seconds": left, "eta_basis": "fleet_default"}

@@ -62,7 +62,8 @@ class Pod:
     """A rented pod, kept after its end for `events`, `record` and the bill. Times are epoch seconds, prices USD/h.
 
     `billing_scale`: how many seconds are billed for one. `network`: "up", or how new SSH connections fail ("refuse",
-    "hang"); `network_timed` says that the machine's own loss of it is over and done with.
+    "hang"); `network_timed` says that the machine's own loss of it is over and done with. `cluster_id`: the pods rented
+    together with it, each with a `cluster_node_index` from 0.
     """
 
     id: str
@@ -91,6 +92,8 @@ class Pod:
     network_timed: bool = False
     gpu_utilization: int = 85
     gpu_memory_used_mib: int = 4
+    cluster_id: str | None = None
+    cluster_node_index: int | None = None
     events: list[Event] = field(default_factory=list)
 
     @property
@@ -156,6 +159,11 @@ class State:
     def present(self, account: str | None = None) -> list[Pod]:
         """Pods that are listed: not removed, oldest first."""
         return [pod for pod in self.pods.values() if not pod.removed and account in (None, pod.account)]
+
+    def cluster(self, account: str, cluster_id: str) -> list[Pod]:
+        """The pods of a cluster that are not removed, node 0 first."""
+        found = [pod for pod in self.present(account) if pod.cluster_id == cluster_id]
+        return sorted(found, key=lambda pod: pod.cluster_node_index or 0)
 
 
 class StateFile:

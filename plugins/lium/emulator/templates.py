@@ -10,6 +10,7 @@ from plugins.lium.emulator.state import State, iso
 # The CLI falls back to this id when no template is asked for (lium.md 4.7).
 DEFAULT_TEMPLATE_ID = "1948937e-5049-47ad-8e26-bcf1a4549d70"
 CLUSTER_TEMPLATE_ID = "6d1f0e2a-8f2b-5a3e-9d3c-0d5f4c1b2a10"
+CLUSTER_IMAGE = "daturaai/lium-cluster"  # the API refuses a cluster of pods with another one
 Row = dict[str, Any]
 
 
@@ -43,7 +44,7 @@ PUBLIC = {
     row["id"]: row
     for row in (
         _public(DEFAULT_TEMPLATE_ID, "PyTorch CUDA", "daturaai/pytorch", "2.9.0-py3.12-cuda13.0"),
-        _public(CLUSTER_TEMPLATE_ID, "Lium cluster", "daturaai/lium-cluster", "latest"),
+        _public(CLUSTER_TEMPLATE_ID, "Lium cluster", CLUSTER_IMAGE, "1.0.0"),
     )
 }
 
