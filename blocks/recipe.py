@@ -13,19 +13,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
+from blocks.training import DataSection, FlagValue, Section, TrackingSection, Training, section_named
 from plugins.errors import UserError
 
 RUN_ID = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,38}[a-z0-9])?")
 StageName = Literal["sft", "rl"]
-FlagValue = bool | int | float | str | list[int | float | str]
-
-
-class Section(BaseModel):
-    """A part of the recipe: unknown keys are errors, because a misspelt key would be a silent default."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
 class LiumSection(Section):
@@ -134,7 +128,11 @@ class PodSection(Section):
 class ModelSection(Section):
     """Where the weights come from."""
 
-    hf_checkpoint: str | None = Field(None, description="Hugging Face folder on the pod; empty: random (tinyslime).")
+    hf_checkpoint: str | None = Field(
+        None,
+        description="Hugging Face weights: a repo such as Qwen/Qwen3-4B (with @revision if you like), fetched on the "
+        "pod, or an absolute path of a folder there. Empty: random (tinyslime).",
+    )
     name: str | None = Field(
         None, description="Architecture: a file of slime's scripts/models without .sh, e.g. qwen3-4B (kind: slime)."
     )
@@ -167,11 +165,13 @@ class EnvironmentSection(Section):
         return self
 
 
-class StageSection(Section):
+class StageSection(Training):
     """One training step."""
 
-    data: str | None = Field(
-        None, description="Prompt data, JSONL or parquet; a relative path starts at the recipe's folder."
+    data: str | DataSection | None = Field(
+        None,
+        description="Prompt data: a JSONL or parquet file (a relative path starts at the recipe's folder), "
+        "hf://datasets/<user>/<repo>/<file>, or a section that names its columns too.",
     )
     num_rollout: int | None = Field(None, ge=1, description="Total rollouts (slime's --num-rollout), not 'more'.")
     num_epoch: int | None = Field(None, ge=1, description="Epochs over the data instead of num_rollout.")
@@ -180,12 +180,18 @@ class StageSection(Section):
         description="Rollouts between checkpoints; 'auto' works it out from what saving costs and how often pods are "
         "lost.",
     )
-    args: dict[str, FlagValue] = Field(
-        default_factory=dict, description="Any other slime flag, without dashes in front, e.g. lr: 1e-5."
-    )
     command: list[str] | str | None = Field(
         None, description="kind: command only: your argv, or one shell line (the old SLIME_SFT_CMD / SLIME_RL_CMD)."
     )
+
+    @property
+    def dataset(self) -> DataSection | None:
+        """`data` as a section, also where only a path is given."""
+        return DataSection(path=self.data) if isinstance(self.data, str) else self.data
+
+    def all_flags(self) -> dict[str, FlagValue]:
+        """Every slime flag that this stage sets; UserError for one that is set twice."""
+        return self.flags(self.dataset)
 
 
 class RLSection(StageSection):
@@ -227,6 +233,12 @@ class CheckpointSection(Section):
         description="How long a new attempt waits for a store that does not answer and may have a newer checkpoint.",
     )
 
+    reshardable: bool = Field(
+        False,
+        description="Save the optimizer so that another tensor, pipeline or expert parallel size can go on from it.",
+    )
+    optimizer: bool = Field(True, description="Save the optimizer too; without it a resume starts with a fresh one.")
+
     @property
     def stores(self) -> list[str]:
         """Store URIs, nearest first."""
@@ -238,6 +250,20 @@ class CheckpointSection(Section):
         if not value or (isinstance(value, list) and len(set(value)) != len(value)):
             raise ValueError("name at least one store, each once")
         return value
+
+
+class WatchdogSection(Section):
+    """When a trainer that shows no progress is stopped; it is then tried again as after a crash."""
+
+    stall_minutes: float | None = Field(
+        30,
+        gt=0,
+        description="No sign of progress for so long: the trainer is stopped. A fast run is judged sooner, down to a "
+        "third of it, and a phase that has been silent for long before gets longer. Empty (null): never.",
+    )
+    start_minutes: float = Field(
+        60, gt=0, description="The same before the first iteration, while weights load, engines boot and code compiles."
+    )
 
 
 class MilestoneSection(Section):
@@ -269,7 +295,9 @@ class Recipe(Section):
     sft: StageSection | None = Field(None, description="Supervised fine-tuning; leave out to skip.")
     rl: RLSection | None = Field(None, description="Reinforcement learning; leave out to skip.")
     checkpoint: CheckpointSection = Field(default_factory=CheckpointSection)
+    tracking: TrackingSection = Field(default_factory=TrackingSection)
     milestones: MilestoneSection = Field(default_factory=MilestoneSection)
+    watchdog: WatchdogSection = Field(default_factory=WatchdogSection)
     api_url: str | None = Field(
         None, description="Public URL of the Prefect API for the pod. Empty: a reverse tunnel to the API in use here."
     )
@@ -372,10 +400,8 @@ def _near(loc: tuple[int | str, ...]) -> str:
 
     model: type[BaseModel] = Recipe
     for part in loc[:-1]:
-        field = model.model_fields.get(str(part))
-        kinds = [field.annotation, *getattr(field.annotation, "__args__", ())] if field else []
-        model = next((kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)), model)
-    near = difflib.get_close_matches(str(loc[-1]), model.model_fields, n=2)
+        model = section_named(model, str(part)) or model
+    near = difflib.get_close_matches(str(loc[-1]), model.model_fields, n=2, cutoff=0.55)
     known = ", ".join(model.model_fields)
     return f"; did you mean {' or '.join(near)}?" if near else f"; known keys here: {known}"
 
@@ -387,6 +413,10 @@ def _find(path: Path) -> Path:
         if candidate.is_file():
             return candidate.resolve()
     raise UserError(f"Recipe not found: {path} (looked at {', '.join(map(str, candidates))}).")
+
+
+def _resolve_data(path: str, folder: Path) -> str:
+    return path if "://" in path else str((folder / Path(path).expanduser()).resolve())
 
 
 def _resolve_store(uri: str, folder: Path) -> str:
@@ -409,8 +439,13 @@ def resolve(recipe: Recipe, folder: Path | None = None) -> Recipe:
     for name in recipe.stages():
         section = recipe.stage(name)
         update: dict[str, Any] = {}
-        if section.data and "://" not in section.data:
-            update["data"] = str((folder / Path(section.data).expanduser()).resolve())
+        if isinstance(section.data, DataSection):
+            update["data"] = section.data.model_copy(update={"path": _resolve_data(section.data.path, folder)})
+        elif section.data:
+            update["data"] = _resolve_data(section.data, folder)
+        if files := section.evaluation.data:
+            found = {name: _resolve_data(path, folder) for name, path in files.items()}
+            update["evaluation"] = section.evaluation.model_copy(update={"data": found})
         if isinstance(section, RLSection) and section.init is None and recipe.sft is not None:
             update["init"] = "sft"
         changes[name] = section.model_copy(update=update)

@@ -202,7 +202,9 @@ class _Chain:
 
     def _order(self, name: StageName, pod: PodLink) -> StageOrder:
         run, data = self._run, self._checked.data.get(name)
+        evaluation = self._checked.eval_data.get(name, {})
         remote = self._on_pod(lambda: pod.upload([(data.path, data.sha256)]))[0] if data else None
+        sets = self._on_pod(lambda: pod.upload([(one.path, one.sha256) for one in evaluation.values()]))
         beats, init = beats_before(run, name), self._init(name)
         origin = {"init": init.uri or "", "init_manifest_sha256": init.revision or ""} if init else {}
         return StageOrder(
@@ -213,6 +215,7 @@ class _Chain:
             recipe=run.recipe,
             data_path=remote,
             data_rows=data.rows if data else None,
+            eval_paths=dict(zip(evaluation, sets, strict=True)),
             init=init,
             durable=durable_in(beats),
             trained=trained_in(beats),

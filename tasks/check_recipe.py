@@ -2,7 +2,6 @@
 
 import os
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
@@ -15,22 +14,12 @@ from plugins.errors import Refused, UserError
 from plugins.lium.offers import Ranking
 from plugins.lium.rent_inputs import image_reference
 from plugins.slime.flags import lint
-from plugins.slime.launch import TrainerSpec, build
-from plugins.slime.prompt_data import inspect
 from plugins.tinyslime.flags import known_flags, parse
+from tasks.command_line import command_line
 from tasks.lium_account import check_money, rents_locally
 from tasks.plan import check_budget, wish_of
-from tasks.save_interval import DEFAULT_ROLLOUTS
+from tasks.stage_data import StageData, check_data, check_evaluation
 from tasks.stores import store_env, stores_here
-
-
-@dataclass(frozen=True)
-class StageData:
-    """A stage's prompt data on this machine. rows: how many; sha256: of the file."""
-
-    path: Path
-    rows: int
-    sha256: str
 
 
 @dataclass(frozen=True)
@@ -38,6 +27,7 @@ class Checked:
     """What the checks found out and the run needs later. last: last iteration of a stage, None where unknown."""
 
     data: dict[StageName, StageData] = field(default_factory=dict)
+    eval_data: dict[StageName, dict[str, StageData]] = field(default_factory=dict)
     last: dict[StageName, int | None] = field(default_factory=dict)
 
 
@@ -59,13 +49,15 @@ def check_recipe(recipe: Recipe, stages: list[StageName]) -> Checked:
     for target in _push_targets(recipe, stages):
         check_target(target, public=recipe.milestones.public)
     data: dict[StageName, StageData] = {}
+    sets: dict[StageName, dict[str, StageData]] = {}
     last: dict[StageName, int | None] = {}
     for name in stages:
-        found = _check_data(recipe, name)
+        found = check_data(recipe, name)
         if found:
             data[name] = found
+        sets[name] = check_evaluation(recipe, name)
         last[name] = _check_command(recipe, name, found)
-    return Checked(data, last)
+    return Checked(data, sets, last)
 
 
 check_recipe_task = task(name="check-recipe", cache_policy=NO_CACHE, persist_result=False)(check_recipe)
@@ -96,65 +88,42 @@ def check_stores_named(recipe: Recipe) -> None:
             )
 
 
-def _check_data(recipe: Recipe, name: StageName) -> StageData | None:
-    section = recipe.stage(name)
-    if section.data is None:
-        if recipe.trainer.kind != "command":
-            raise UserError(f"Recipe '{recipe.name}': {name}.data: missing; the trainer needs prompt data.")
-        return None
-    key = section.args.get("input-key")
-    label = "label" if name == "rl" and recipe.trainer.kind != "command" else None
-    label = str(section.args.get("label-key", label)) if label else None
-    found = inspect(Path(section.data), name, input_key=str(key) if key else None, label_key=label)
-    return StageData(Path(section.data), found.rows, found.sha256)
-
-
 def _check_command(recipe: Recipe, name: StageName, data: StageData | None) -> int | None:
     """Build the trainer's command line as the pod will; returns the last iteration it leads to."""
-    section = recipe.stage(name)
-    kind = recipe.trainer.kind
+    section, kind = recipe.stage(name), recipe.trainer.kind
     if kind == "command":
         if not section.command:
             raise UserError(f"Recipe '{recipe.name}': {name}.command: missing; trainer.kind is 'command'.")
+        from plugins.slime.command import check_command
+
+        check_command(section.command if isinstance(section.command, str) else " ".join(section.command))
         return None if section.num_rollout is None else section.num_rollout - 1
     if section.command:
         raise UserError(f"Recipe '{recipe.name}': {name}.command: only for trainer.kind 'command', not '{kind}'.")
     if kind == "tinyslime":
-        for where, args in ((f"{name}.args", section.args), ("model.args", recipe.model.args)):
+        for where, args in ((f"{name}.extra_args", section.extra_args), ("model.args", recipe.model.args)):
             try:
                 lint(args, known_flags())
             except UserError as error:
                 raise UserError(f"Recipe '{recipe.name}': {where}: {error}") from error
-    if name == "rl" and (recipe.rl is None or recipe.rl.environment is None):
-        raise UserError(f"Recipe '{recipe.name}': rl.environment: missing; give 'task:' or 'url:'.")
-    here = Path("/nonexistent")
+    _check_reward(recipe, name)
     try:
-        launch = build(
-            TrainerSpec(
-                kind=kind,
-                stage=name,
-                run_id="check",
-                attempt=1,
-                save_dir=here,
-                load_dir=None,
-                init_dir=here
-                if recipe.model.hf_checkpoint or (name == "rl" and recipe.rl and recipe.rl.init)
-                else None,
-                rollout_dir=here,
-                data=data.path if data else None,
-                env_url="http://127.0.0.1:1" if name == "rl" else None,
-                save_interval=DEFAULT_ROLLOUTS if section.save_interval == "auto" else section.save_interval,
-                num_rollout=section.num_rollout,
-                num_epoch=section.num_epoch,
-                data_rows=data.rows if data else None,
-                args={**recipe.model.args, **section.args},
-                command=[],
-                slime_dir=Path(recipe.trainer.slime_dir),
-                seed=recipe.seed,
-            )
-        )
+        launch = command_line(recipe, name, data)
         if kind == "tinyslime":
             parse(launch.argv[launch.argv.index("-m") + 2 :])
     except UserError as error:
         raise UserError(f"Recipe '{recipe.name}': {name}: {error}") from error
     return launch.expected_last
+
+
+def _check_reward(recipe: Recipe, name: StageName) -> None:
+    """An RL stage needs somebody who says how good an answer is."""
+    if name != "rl" or recipe.rl is None or recipe.rl.environment is not None:
+        return
+    rollout, extra = recipe.rl.rollout, recipe.rl.extra_args
+    own = rollout.reward or rollout.reward_function or rollout.generate or extra.get("rollout-function-path")
+    if recipe.trainer.kind == "tinyslime" or not own:
+        raise UserError(
+            f"Recipe '{recipe.name}': rl.environment: missing; give 'task:' or 'url:'"
+            + (", or a reward of slime's own in rl.rollout.reward." if recipe.trainer.kind == "slime" else ".")
+        )

@@ -40,6 +40,7 @@ class StageOrder(BaseModel):
     recipe: Recipe
     data_path: str | None = Field(None, description="Prompt data on the pod.")
     data_rows: int | None = None
+    eval_paths: dict[str, str] = Field(default_factory=dict, description="Evaluation data on the pod, by name.")
     init: InitFrom | None = None
     durable: int | None = Field(None, description="Newest iteration that earlier attempts reported durable.")
     trained: int | None = Field(None, description="Newest iteration that earlier attempts reported trained.")

@@ -19,12 +19,14 @@ from plugins.checkpoints.stores.several import SeveralStores
 from plugins.errors import ControlPlaneError, StoreError
 from plugins.rayjobs.jobs import RayJobs
 from plugins.slime.launch import TrainerSpec, build
+from plugins.slime.nvlink import has_nvlink
 from tasks.stage_attempt import Stage
 from tasks.stage_contract import StageResult
 from tasks.stage_publish import publishing
 from tasks.stage_restore import claim, find_start
 from tasks.stage_trainer import run_trainer
 from tasks.stores import stores_on_pod
+from tasks.trainer_spec import Places, trainer_spec
 
 RAY_READY_S = 180.0
 
@@ -111,29 +113,25 @@ def _die_with_parent() -> None:
 
 def _trainer_spec(stage: Stage, init_dir: Path | None, env_url: str | None) -> TrainerSpec:
     order, recipe = stage.order, stage.order.recipe
-    section = recipe.stage(order.stage)
     hf = Path(recipe.model.hf_checkpoint) if recipe.model.hf_checkpoint else None
-    command = section.command if section.command is not None else []
-    return TrainerSpec(
-        kind=recipe.trainer.kind,
-        stage=order.stage,
-        run_id=order.run_id,
-        attempt=order.attempt,
+    places = Places(
         save_dir=stage.save_dir,
         load_dir=stage.save_dir if stage.restored else None,
         init_dir=init_dir or hf,
         rollout_dir=stage.attempt_dir / "rollouts",
         data=Path(order.data_path) if order.data_path else None,
+        eval_data={name: Path(path) for name, path in order.eval_paths.items()},
         env_url=env_url,
+    )
+    return trainer_spec(
+        recipe,
+        order.stage,
+        places,
+        run_id=order.run_id,
+        attempt=order.attempt,
         save_interval=order.save_interval,
-        num_rollout=section.num_rollout,
-        num_epoch=section.num_epoch,
         data_rows=order.data_rows,
-        args={**recipe.model.args, **section.args},
-        command=["bash", "-c", command] if isinstance(command, str) else command,
-        slime_dir=Path(recipe.trainer.slime_dir) if recipe.trainer.kind == "slime" else None,
-        seed=recipe.seed,
-        model=recipe.model.name,
+        nvlink=has_nvlink() if recipe.trainer.kind == "slime" else None,
     )
 
 

@@ -7,6 +7,7 @@ silence), so a launcher has to look. Which flags exist is told by the caller; wh
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import subprocess
 from collections.abc import Iterable, Mapping, Sequence
@@ -42,6 +43,35 @@ def render(args: Mapping[str, Value]) -> list[str]:
             )
         argv += [str(one) for one in values]
     return argv
+
+
+def parse_argv(argv: Sequence[str]) -> dict[str, Value]:
+    """The other way round, for arguments that a script gave: `--name value ...` to a mapping; the last one wins.
+
+    Numbers become numbers, a flag without a value is True, one with several is a list of texts.
+    """
+    found: dict[str, list[str]] = {}
+    name = ""
+    for word in argv:
+        if word.startswith("--"):
+            name, _, value = word.removeprefix("--").partition("=")
+            found[name] = [value] if value else []
+        elif name:
+            found[name].append(word)
+    return {name: _one(values) for name, values in found.items()}
+
+
+def _one(values: list[str]) -> Value:
+    if not values:
+        return True
+    return _number(values[0]) if len(values) == 1 else values
+
+
+def _number(text: str) -> int | float | str:
+    for kind in (int, float):
+        with contextlib.suppress(ValueError):
+            return kind(text)
+    return text
 
 
 def lint(args: Iterable[str], known: set[str]) -> None:

@@ -7,79 +7,21 @@ reading the tracker of a restored checkpoint and a model's argument file; starti
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from plugins.errors import TornCheckpoint, UserError
 from plugins.slime import hooks
-from plugins.slime.flags import Value, model_args, render
+from plugins.slime.cross_checks import check_flags, fill_batches
+from plugins.slime.defaults import OWNED, Machine, stage_defaults
+from plugins.slime.flags import Value, model_args, parse_argv, render
 from plugins.slime.layout import read_tracker
 
 HOME = Path(__file__).resolve().parents[2]
 """Folder that holds `plugins/`: what `python -m plugins...` and slime's imports of our code need on their path."""
-
-OWNED = {
-    "save": "checkpoints go to the stage's own save dir",
-    "load": "a resume is found from the checkpoint store",
-    "start-rollout-id": "it follows from the restored checkpoint",
-    "save-hf": "the export goes into the stage's own save dir",
-    "save-interval": "set the recipe's `save_interval`",
-    "num-rollout": "set the recipe's `num_rollout`",
-    "num-epoch": "set the recipe's `num_epoch`",
-    "prompt-data": "set the recipe's `data`",
-    "seed": "set the recipe's `seed`",
-    "custom-rollout-log-function-path": "progress is read from it",
-    "wandb-key": "Ray's job listing would show it; give WANDB_API_KEY among the recipe's secrets",
-}
-"""Flags that the launcher sets itself, and what to do instead of setting them."""
-
-_COMMON: dict[str, Value] = {
-    "rollout-shuffle": True,
-    "optimizer": "adam",
-    "weight-decay": 0.1,
-    "adam-beta1": 0.9,
-    "use-dynamic-batch-size": True,
-    "max-tokens-per-gpu": 9216,
-    "attention-dropout": 0.0,  # Megatron's own default is 0.1
-    "hidden-dropout": 0.0,
-    "accumulate-allreduce-grads-in-fp32": True,
-    "attention-softmax-in-fp32": True,
-    "actor-num-nodes": 1,
-    "actor-num-gpus-per-node": 1,
-}
-_SFT: dict[str, Value] = {
-    "debug-train-only": True,  # no SGLang engines
-    "rollout-function-path": "slime.rollout.sft_rollout.generate_rollout",
-    "loss-type": "sft_loss",
-    "calculate-per-token-loss": True,
-    "disable-compute-advantages-and-returns": True,
-    "input-key": "messages",
-    "rollout-batch-size": 128,
-    "lr": 1e-5,
-    "min-lr": 1e-6,
-    "lr-decay-style": "cosine",
-    "lr-warmup-fraction": 0.1,
-    "adam-beta2": 0.95,
-}
-_RL: dict[str, Value] = {
-    "colocate": True,
-    "custom-generate-function-path": "plugins.http_env.adapter.generate",
-    "input-key": "prompt",
-    "label-key": "label",
-    "rollout-batch-size": 32,
-    "n-samples-per-prompt": 8,
-    "rollout-max-response-len": 8192,
-    "rollout-temperature": 1.0,
-    "advantage-estimator": "grpo",
-    "eps-clip": 0.2,
-    "eps-clip-high": 0.28,
-    "entropy-coef": 0.0,
-    "lr": 1e-6,
-    "lr-decay-style": "constant",
-    "adam-beta2": 0.98,
-}
+_SHAPE = ("num-layers", "num-attention-heads", "num-query-groups", "num-experts", "multi-latent-attention")
 
 
 @dataclass(frozen=True)
@@ -90,8 +32,11 @@ class TrainerSpec:
     is the save dir; init_dir: Hugging Face folder of weights to start from; rollout_dir: trajectories and the
     progress file. num_rollout is the absolute total (slime.md 2.4), num_epoch counts over data_rows; one of the two
     is given.
-    args: slime flags without their dashes, they win over our defaults; command: the argv of kind `command`.
+    args: slime flags without their dashes, they win over our defaults; keys: the recipe's key of a flag, for messages;
+    command: the argv of kind `command`. eval_data: name and file of each evaluation set.
     model: name of a `scripts/models/<model>.sh` of slime; megatron_dir: where slime's image keeps Megatron-LM.
+    machine: the GPUs of the stage; nvlink: whether they are joined by NVLink, None where nobody looked.
+    asynchronous: RL generates ahead (train_async.py).
     """
 
     kind: Literal["slime", "tinyslime", "command"]
@@ -108,22 +53,37 @@ class TrainerSpec:
     num_rollout: int | None = None
     num_epoch: int | None = None
     data_rows: int | None = None
+    eval_data: Mapping[str, Path] = field(default_factory=dict)
     args: Mapping[str, Value] = field(default_factory=dict)
+    keys: Mapping[str, str] = field(default_factory=dict)
     command: list[str] = field(default_factory=list)
     slime_dir: Path | None = None
     seed: int | None = None
     model: str | None = None
     megatron_dir: Path = Path("/root/Megatron-LM")
+    machine: Machine = field(default_factory=Machine)
+    nvlink: bool | None = None
+    asynchronous: bool = False
+
+    @property
+    def script(self) -> str:
+        """slime's script for this stage; train_async.py draws a batch ahead."""
+        return "train_async.py" if self.stage == "sft" or self.asynchronous else "train.py"
 
 
 @dataclass(frozen=True)
 class Launch:
-    """How to start the trainer. env: additions only, no secrets. expected_last: last rollout id, None if unknown."""
+    """How to start the trainer.
+
+    env: additions only, no secrets. expected_last: last rollout id, None if unknown. architecture: the model's own
+    arguments as slime's script gave them, part of argv.
+    """
 
     argv: list[str]
     env: dict[str, str]
     cwd: Path
     expected_last: int | None
+    architecture: list[str] = field(default_factory=list)
 
 
 def build(spec: TrainerSpec) -> Launch:
@@ -138,31 +98,38 @@ def build(spec: TrainerSpec) -> Launch:
             raise UserError("trainer kind `command` needs a command: the argv list to run")
         last = None if spec.num_rollout is None else spec.num_rollout - 1
         return Launch(list(spec.command), env, spec.slime_dir or HOME, last)
-    flags = trainer_flags(spec)
+    slime_dir = spec.slime_dir or HOME / "slime"
+    architecture = model_args(slime_dir, spec.model) if spec.model and spec.kind == "slime" else []
+    flags = trainer_flags(spec, architecture)
     last = int(str(flags["num-rollout"])) - 1
     if spec.kind == "tinyslime":
         return Launch([sys.executable, "-m", "plugins.tinyslime.train", *render(flags)], env, HOME, last)
-    slime_dir = spec.slime_dir or HOME / "slime"
-    architecture = model_args(slime_dir, spec.model) if spec.model else []
-    script = "train_async.py" if spec.stage == "sft" else "train.py"
-    return Launch(["python3", script, *architecture, *render(flags)], env, slime_dir, last)
+    return Launch(["python3", spec.script, *architecture, *render(flags)], env, slime_dir, last, architecture)
 
 
-def trainer_flags(spec: TrainerSpec) -> dict[str, Value]:
-    """The flags of a slime or tinyslime stage: ours, under the user's, under those that the launcher owns."""
+def trainer_flags(spec: TrainerSpec, architecture: Sequence[str] = ()) -> dict[str, Value]:
+    """The flags of a slime or tinyslime stage: ours, under the recipe's, under those that the launcher owns.
+
+    architecture: the model's own arguments, which come before all of them.
+    """
     for name in spec.args:
         if (reason := OWNED.get(name)) is not None:
-            raise UserError(f"trainer flag --{name} cannot be set in `args`: {reason}")
+            raise UserError(f"{spec.keys.get(name, f'extra_args.{name}')}: --{name} cannot be set: {reason}")
     if spec.data is None:
         raise UserError(f"stage {spec.stage} has no data: set the recipe's `data` to a .jsonl or .parquet file")
     if spec.save_interval < 1:
         raise UserError(f"`save_interval` must be at least 1, not {spec.save_interval}")
-    flags: dict[str, Value] = {**_COMMON, **(_SFT if spec.stage == "sft" else _RL), **_weights(spec), **spec.args}
-    if "rollout-num-gpus" in spec.args and "colocate" not in spec.args:
-        flags["colocate"] = None  # GPUs of their own for the engines
-    _check_batches(flags, spec.stage)
+    shape = parse_argv(architecture) | {name: value for name, value in spec.args.items() if name in _SHAPE}
+    flags = stage_defaults(spec.stage, spec.args, spec.machine) | _weights(spec) | dict(spec.args)
+    if not shape.get("multi-latent-attention"):
+        flags.setdefault("attention-backend", "flash")  # slime's scripts set it for all models but those with MLA
+    fill_batches(flags, spec.stage, spec.keys)
     flags["num-rollout"] = _total_rollouts(spec, _count(flags, "rollout-batch-size"))
     flags["prompt-data"] = str(spec.data)
+    if spec.eval_data:
+        flags["eval-prompt-data"] = [word for name, path in spec.eval_data.items() for word in (name, str(path))]
+    gpus = spec.machine if spec.kind == "slime" else None
+    check_flags(flags, spec.stage, gpus, shape, spec.keys, asynchronous=spec.asynchronous)
     flags["save"] = str(spec.save_dir)
     flags["save-interval"] = spec.save_interval
     flags["save-hf"] = f"{spec.save_dir}/hf/{{rollout_id}}"
@@ -202,6 +169,10 @@ def environment(spec: TrainerSpec) -> dict[str, str]:
             "MASTER_ADDR": "127.0.0.1",
             "no_proxy": "127.0.0.1,localhost",
         }
+        if spec.machine.nodes == 1:
+            env["SLIME_HOST_IP"] = "127.0.0.1"  # else router and engines listen on the machine's outer address
+        if spec.nvlink is not None:
+            env["NCCL_NVLS_ENABLE"] = str(int(spec.nvlink))
         if spec.stage == "sft":  # RL offloads with torch_memory_saver, which excludes expandable segments
             env["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"
     return env
@@ -243,29 +214,6 @@ def _total_rollouts(spec: TrainerSpec, batch: int) -> int:
     return total
 
 
-def _check_batches(flags: dict[str, Value], stage: str) -> None:
-    """rollout_batch_size * n_samples_per_prompt == global_batch_size * num_steps_per_rollout; fills in the last two."""
-    batch, samples = _count(flags, "rollout-batch-size"), _count(flags, "n-samples-per-prompt")
-    if stage == "sft" and samples != 1:
-        raise UserError(f"--n-samples-per-prompt must be 1 for SFT, not {samples}")
-    steps = _count(flags, "num-steps-per-rollout")
-    given = flags.get("global-batch-size") is not None
-    size = _count(flags, "global-batch-size") if given else batch * samples // steps
-    if given and flags.get("num-steps-per-rollout") is None:
-        steps = max(1, batch * samples // size)
-    if size * steps != batch * samples:
-        raise UserError(
-            f"batch sizes do not add up: rollout-batch-size {batch} * n-samples-per-prompt {samples} = "
-            f"{batch * samples}, but global-batch-size {size} * num-steps-per-rollout {steps} = {size * steps}; "
-            "change one of the four in `args`"
-        )
-    flags["global-batch-size"], flags["num-steps-per-rollout"] = size, steps
-
-
 def _count(flags: Mapping[str, Value], name: str) -> int:
     value = flags.get(name)
-    if value is None:
-        return 1
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise UserError(f"trainer flag --{name} must be a whole number from 1 on, not {value!r}")
-    return value
+    return value if isinstance(value, int) else 1

@@ -40,7 +40,7 @@ def run_with_losses(world: World, run_id: str, mtbl_s: float, losses: int, seed:
         "data": str(ROOT / "deployments" / "recipes" / "data" / "demo_sft.jsonl"),
         "num_rollout": iterations,
         "save_interval": SAVE_EVERY,
-        "args": {"rollout-batch-size": 2, "lr": 0.003},
+        "extra_args": {"rollout-batch-size": 2, "lr": 0.003},
     }
     recipe = world.recipe(run_id, sft=sft, env={"TINYSLIME_STEP_DELAY_S": str(STEP_S)}, max_attempts=50)
     process, rng = world.start("run", str(recipe), "--run-id", run_id), random.Random(seed)

@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 GOOD = """
 name: small
 trainer: {kind: tinyslime}
-sft: {data: rows.jsonl, num_rollout: 3, args: {rollout-batch-size: 4}}
+sft: {data: rows.jsonl, num_rollout: 3, extra_args: {rollout-batch-size: 4}}
 """
 
 
@@ -45,7 +45,7 @@ def test_resolving_twice_changes_nothing(tmp_path: Path) -> None:
 
 def test_the_digest_does_not_depend_on_layout(tmp_path: Path) -> None:
     one = load_recipe(write(tmp_path, GOOD))
-    spread = GOOD.replace("args: {rollout-batch-size: 4}", "args:\n    {rollout-batch-size: 4}")
+    spread = GOOD.replace("extra_args: {rollout-batch-size: 4}", "extra_args:\n    {rollout-batch-size: 4}")
     other = load_recipe(write(tmp_path, spread))
     assert one.digest() == other.digest()
 

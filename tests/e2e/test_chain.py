@@ -20,7 +20,7 @@ RL = {
     "environment": {"task": "arithmetic"},
     "num_rollout": 3,
     "save_interval": 2,
-    "args": {"rollout-batch-size": 4, "n-samples-per-prompt": 4, "rollout-max-response-len": 6, "lr": 0.0005},
+    "extra_args": {"rollout-batch-size": 4, "n-samples-per-prompt": 4, "rollout-max-response-len": 6, "lr": 0.0005},
 }
 
 

@@ -20,7 +20,7 @@ SFT = {
     "data": str(ROOT / "deployments" / "recipes" / "data" / "demo_sft.jsonl"),
     "num_rollout": 60,
     "save_interval": 3,
-    "args": {"rollout-batch-size": 4, "lr": 0.003},
+    "extra_args": {"rollout-batch-size": 4, "lr": 0.003},
 }
 
 

@@ -22,7 +22,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.xdist_group("world-b")]
 Started = list[subprocess.Popen[bytes]]
 DATA = str(ROOT / "deployments" / "recipes" / "data" / "demo_sft.jsonl")
 POD = {"gpu": "H200", "max_price_per_gpu_hour": 9.0, "budget_usd": 9.0, "preflight": ANY_DISK, "bad_host_hours": 0}
-SLOW = {"data": DATA, "num_rollout": 40, "save_interval": 4, "args": {"rollout-batch-size": 4, "lr": 0.003}}
+SLOW = {"data": DATA, "num_rollout": 40, "save_interval": 4, "extra_args": {"rollout-batch-size": 4, "lr": 0.003}}
 
 
 def begin(world: World, run_id: str, started: Started, **changes: Any) -> subprocess.Popen[bytes]:

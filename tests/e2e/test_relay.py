@@ -21,7 +21,7 @@ SFT = {
     "data": str(ROOT / "deployments" / "recipes" / "data" / "demo_sft.jsonl"),
     "num_rollout": 24,
     "save_interval": 4,
-    "args": {"rollout-batch-size": 4, "lr": 0.003},
+    "extra_args": {"rollout-batch-size": 4, "lr": 0.003},
 }
 
 

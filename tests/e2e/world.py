@@ -108,7 +108,7 @@ class World:
                 "data": str(data / "demo_sft.jsonl"),
                 "num_rollout": 12,
                 "save_interval": 4,
-                "args": {"rollout-batch-size": 4, "lr": 0.003},
+                "extra_args": {"rollout-batch-size": 4, "lr": 0.003},
             },
             "heartbeat_s": 1,
             **changes,

@@ -29,10 +29,12 @@ ATTEMPT_S, NOTICE_S = 90.0, 25.0
 DATA = Path(__file__).parents[2] / "deployments" / "recipes" / "data"
 MODEL = {"num-layers": 1, "hidden-size": 32, "ffn-hidden-size": 64, "num-attention-heads": 2}
 SECTIONS: dict[str, dict[str, Any]] = {
-    "sft": {"args": {"rollout-batch-size": BATCH, "lr": 3e-3}},
+    "sft": {"rollout": {"batch_size": BATCH}, "optimisation": {"lr": 3e-3}, "extra_args": {}},
     "rl": {
         "environment": {"task": "arithmetic"},
-        "args": {"rollout-batch-size": BATCH, "n-samples-per-prompt": 2, "rollout-max-response-len": 3, "lr": 1e-3},
+        "rollout": {"batch_size": BATCH, "n_samples": 2, "max_response_len": 3},
+        "optimisation": {"lr": 1e-3},
+        "extra_args": {},
     },
 }
 
@@ -94,14 +96,14 @@ class Relay:
         """The attempt as its engine makes it, knowing what the control plane heard of those before."""
         beats = self.heard()
         section = SECTIONS[self.plan.stage]
-        args = section["args"] | ({"async-save": True} if self.plan.asynchronous else {})
+        args = section["extra_args"] | ({"async-save": True} if self.plan.asynchronous else {})
         more = {"num_rollout": ROLLOUTS[self.plan.stage], "save_interval": self.plan.save_interval}
         uris = [f"folder:{store}" for store in self.stores]
         raw = {
             "name": "losses",
             "trainer": {"kind": "tinyslime"},
             "model": {"args": MODEL},
-            self.plan.stage: {**section, "data": str(self.data), "args": args, **more},
+            self.plan.stage: {**section, "data": str(self.data), "extra_args": args, **more},
             "checkpoint": {"store": uris, "final_upload_minutes": 1, "store_patience_minutes": 1},
             "env": {"TINYSLIME_BATCH_LOG": str(self.batches), "TINYSLIME_STEP_DELAY_S": "0.03"},
         }

@@ -98,7 +98,7 @@ class Trainer:
 def _stage(folder: Path, uris: list[str], attempt: int) -> Stage:
     data = folder / "rows.jsonl"
     data.write_text("{}\n")
-    section = {"data": str(data), "num_rollout": LAST + 1, "save_interval": 4, "args": {"rollout-batch-size": 4}}
+    section = {"data": str(data), "num_rollout": LAST + 1, "save_interval": 4, "extra_args": {"rollout-batch-size": 4}}
     checkpoint = {"store": uris, "final_upload_minutes": 1}
     raw = {"name": "split", "trainer": {"kind": "tinyslime"}, "sft": section, "checkpoint": checkpoint}
     order = StageOrder(

@@ -32,12 +32,12 @@ def rows(file: Path, *lines: object) -> str:
 
 
 def recipe(tmp_path: Path, **changes: Any) -> Recipe:
-    sft = {"data": rows(tmp_path / "sft.jsonl", *[CHAT] * 8), "num_rollout": 4, "args": {"rollout-batch-size": 4}}
+    sft = {"data": rows(tmp_path / "sft.jsonl", *[CHAT] * 8), "num_rollout": 4, "extra_args": {"rollout-batch-size": 4}}
     rl = {
         "data": rows(tmp_path / "rl.jsonl", *[PROMPT] * 8),
         "num_rollout": 2,
         "environment": {"task": "arithmetic"},
-        "args": {"rollout-batch-size": 2, "n-samples-per-prompt": 4},
+        "extra_args": {"rollout-batch-size": 2, "n-samples-per-prompt": 4},
     }
     raw: dict[str, Any] = {
         "name": "small",
@@ -72,18 +72,18 @@ def test_only_the_stages_that_will_run_are_checked(check: Check) -> None:
     ("changes", "said"),
     [
         (
-            {"sft": {"args": {"rollout-batch-sise": 4}}},
-            r"'small': sft\.args: .*rollout-batch-sise \(did you mean rollout-b",
+            {"sft": {"extra_args": {"rollout-batch-sise": 4}}},
+            r"'small': sft\.extra_args: .*rollout-batch-sise \(did you mean rollout-b",
         ),
         ({"model": {"args": {"hidden-sizes": 4}}}, r"'small': model\.args: .*hidden-sizes \(did you mean hidden-size"),
-        ({"sft": {"args": {"save": "/x"}}}, r"'small': sft: .*--save cannot be set"),
+        ({"sft": {"extra_args": {"save": "/x"}}}, r"'small': sft: .*--save cannot be set"),
         (
-            {"sft": {"args": {"rollout-batch-size": 4, "global-batch-size": 3}}},
+            {"sft": {"extra_args": {"rollout-batch-size": 4, "global-batch-size": 3}}},
             r"'small': sft: batch sizes do not add up",
         ),
-        ({"sft": {"args": {"n-samples-per-prompt": 2}}}, r"'small': sft: --n-samples-per-prompt must be 1 for SFT"),
+        ({"sft": {"extra_args": {"n-samples-per-prompt": 2}}}, r"'small': sft: extra_args\.n-samples-per-prompt: must be 1 for SFT"),
         ({"sft": {"num_rollout": None}}, r"'small': sft: .*exactly one of `num_rollout` and `num_epoch`"),
-        ({"sft": {"num_rollout": None, "num_epoch": 1, "args": {}}}, r"'small': sft: .*8 rows in batches of 128"),
+        ({"sft": {"num_rollout": None, "num_epoch": 1, "extra_args": {}}}, r"'small': sft: .*8 rows in batches of 128"),
         ({"sft": {"data": None}}, r"'small': sft\.data: missing"),
         ({"sft": {"command": "true"}}, r"'small': sft\.command: only for trainer\.kind 'command'"),
         ({"rl": {"environment": None}}, r"'small': rl\.environment: missing"),
@@ -133,7 +133,7 @@ def test_rl_data_needs_the_label_that_the_trainer_reads(check: Check, tmp_path: 
 
 def test_a_command_trainer_needs_neither_data_nor_known_flags(check: Check) -> None:
     trainer = {"kind": "command"}
-    sft = {"data": None, "command": ["true"], "args": {"anything": 1}}
+    sft = {"data": None, "command": ["true"], "extra_args": {"anything": 1}}
     assert check("sft", trainer=trainer, sft=sft).data == {}
 
 

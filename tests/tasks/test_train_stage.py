@@ -119,7 +119,7 @@ class Bench:
 
     def stage(self, attempt: int = 1, *, name: Any = "sft", root: Path | None = None, **changes: Any) -> Stage:
         init = changes.pop("init", None)
-        section = {"data": str(self.data), "num_rollout": 8, "save_interval": 4, "args": {"rollout-batch-size": 4}}
+        section = {"data": str(self.data), "num_rollout": 8, "save_interval": 4, "extra_args": {"rollout-batch-size": 4}}
         raw: dict[str, Any] = {
             "name": "small",
             "trainer": {"kind": "tinyslime"},
@@ -387,14 +387,14 @@ def test_a_command_trainer_needs_the_tracker_and_the_folder_only(bench: Bench) -
         (folder / "weights.bin").write_bytes(b"weights")
         layout.write_tracker(folder.parent, 7)
 
-    section = {"command": ["my-trainer", "--fast"], "args": {}, "num_rollout": None}
+    section = {"command": ["my-trainer", "--fast"], "extra_args": {}, "num_rollout": None}
     jobs = ScriptedJobs(train)
     result = train_stage(bench.stage(trainer={"kind": "command"}, section=section), jobs)
     assert jobs.starts[0].argv == ["my-trainer", "--fast"]
     assert (result.last_iteration, result.export_uri) == (7, None)
 
 
-RL = {"environment": {"task": "arithmetic"}, "args": {"rollout-batch-size": 2, "n-samples-per-prompt": 4}}
+RL = {"environment": {"task": "arithmetic"}, "extra_args": {"rollout-batch-size": 2, "n-samples-per-prompt": 4}}
 
 
 def test_rl_starts_from_the_export_of_another_stage_and_has_its_environment_served(bench: Bench) -> None:

@@ -1,0 +1,95 @@
+"""From the recipe to what the launcher wants to know, for the check before renting as for the stage on the pod.
+
+What only the pod knows (folders, restored checkpoint, address of the environment) comes as `Places`.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from blocks.recipe import Recipe, StageName
+from blocks.training import FlagValue, keys
+from plugins.errors import UserError
+from plugins.slime.defaults import Machine
+from plugins.slime.launch import TrainerSpec
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where things are for one attempt; see `TrainerSpec`. slime_dir None: the recipe's."""
+
+    save_dir: Path
+    rollout_dir: Path
+    load_dir: Path | None = None
+    init_dir: Path | None = None
+    ref_dir: Path | None = None
+    data: Path | None = None
+    eval_data: Mapping[str, Path] = field(default_factory=dict)
+    env_url: str | None = None
+    slime_dir: Path | None = None
+
+
+def trainer_spec(
+    recipe: Recipe,
+    name: StageName,
+    places: Places,
+    *,
+    run_id: str,
+    attempt: int,
+    save_interval: int,
+    data_rows: int | None,
+    nvlink: bool | None = None,
+) -> TrainerSpec:
+    """What the launcher builds the stage's command line from. Raises UserError for a flag that is set twice."""
+    section = recipe.stage(name)
+    command = section.command if section.command is not None else []
+    return TrainerSpec(
+        kind=recipe.trainer.kind,
+        stage=name,
+        run_id=run_id,
+        attempt=attempt,
+        save_dir=places.save_dir,
+        load_dir=places.load_dir,
+        init_dir=places.init_dir,
+        rollout_dir=places.rollout_dir,
+        data=places.data,
+        eval_data=places.eval_data,
+        env_url=places.env_url,
+        save_interval=save_interval,
+        num_rollout=section.num_rollout,
+        num_epoch=section.num_epoch,
+        data_rows=data_rows,
+        args=stage_flags(recipe, name),
+        keys=_keys(recipe, name),
+        command=["bash", "-c", command] if isinstance(command, str) else command,
+        slime_dir=places.slime_dir or Path(recipe.trainer.slime_dir) if recipe.trainer.kind == "slime" else None,
+        seed=recipe.seed,
+        model=recipe.model.name,
+        machine=machine_of(recipe),
+        nvlink=nvlink,
+        asynchronous=section.rollout.asynchronous,
+    )
+
+
+def stage_flags(recipe: Recipe, name: StageName) -> dict[str, FlagValue]:
+    """Every slime flag that the recipe sets for a stage: its model's, its checkpoints', the stage's own."""
+    own = recipe.stage(name).all_flags()
+    if twice := sorted(own.keys() & recipe.model.args.keys()):
+        raise UserError(f"set twice: {', '.join(f'model.args.{flag} and extra_args.{flag}' for flag in twice)}")
+    kept: dict[str, FlagValue] = {}
+    if recipe.checkpoint.reshardable:
+        kept["dist-ckpt-optim-fully-reshardable"] = True
+    if not recipe.checkpoint.optimizer:
+        kept["no-save-optim"] = True
+    return kept | recipe.model.args | own
+
+
+def _keys(recipe: Recipe, name: StageName) -> dict[str, str]:
+    """Flag to the key by which this recipe sets it, or could."""
+    extra = {flag: f"extra_args.{flag}" for flag in recipe.stage(name).extra_args}
+    return {**keys(), **extra, **{flag: f"model.args.{flag}" for flag in recipe.model.args}}
+
+
+def machine_of(recipe: Recipe) -> Machine:
+    """The GPUs of a stage."""
+    return Machine(recipe.pod.nodes, recipe.pod.gpu_count)
