@@ -28,15 +28,8 @@ from pathlib import Path
 from typing import Literal
 
 from plugins.errors import StoreError, TornCheckpoint, UserError
-from plugins.slime.whole import (
-    check_torch_file,
-    files_under,
-    promised_bytes,
-    read_json,
-    reading,
-    tensor_names,
-    unreadable,
-)
+from plugins.slime.export import check_export
+from plugins.slime.whole import check_torch_file, files_under, promised_bytes, read_json, reading, unreadable
 
 Kind = Literal["slime", "plain"]
 
@@ -153,12 +146,7 @@ def check_complete(
     files = checkpoint_files(save_dir, iteration, kind=kind)
     folder = iteration_dir(save_dir, iteration)
     if kind == "slime":
-        check_torch_file(folder / "common.pt")
-        _check_shards(folder, {path.relative_to(folder.name) for path in files if path.parts[0] == folder.name})
-        if "sharded_backend" not in read_json(folder / "metadata.json"):
-            raise TornCheckpoint(
-                f"{folder / 'metadata.json'}: does not name a sharded_backend: Megatron would not load it"
-            )
+        check_torch_dist(folder)
         if dataset_state:
             check_torch_file(dataset_state_file(save_dir, iteration))
     else:
@@ -169,7 +157,18 @@ def check_complete(
                 f"{save_dir / TRACKER}: says {tracker}: the trainer has not called {iteration} complete"
             )
     if export:
-        _check_export(export_dir(save_dir, iteration))
+        check_export(export_dir(save_dir, iteration))
+
+
+def check_torch_dist(folder: Path) -> None:
+    """Prove that a folder of Megatron's format torch_dist (an iteration, a converted model) is whole.
+
+    Raises TornCheckpoint naming the file; StoreError when one cannot be read.
+    """
+    check_torch_file(folder / "common.pt")
+    _check_shards(folder, {path.relative_to(folder) for path in files_under(folder)})
+    if "sharded_backend" not in read_json(folder / "metadata.json"):
+        raise TornCheckpoint(f"{folder / 'metadata.json'}: does not name a sharded_backend: Megatron would not load it")
 
 
 def complete_iterations(
@@ -244,21 +243,3 @@ def _check_shards(folder: Path, present: set[Path]) -> None:
         with reading(folder / name, "data file"):
             if (size_bytes := (folder / name).stat().st_size) < end_bytes:
                 raise ValueError(f"{size_bytes} bytes where .metadata promises {end_bytes}")
-
-
-def _check_export(folder: Path) -> None:
-    read_json(folder / "config.json")
-    index = folder / "model.safetensors.index.json"
-    if not index.exists() and (folder / "model.safetensors").exists():
-        tensor_names(folder / "model.safetensors")  # a small model has one file and no index
-        return
-    shards: dict[str, set[str]] = {}
-    for tensor, shard in dict(read_json(index).get("weight_map") or {}).items():
-        shards.setdefault(str(shard), set()).add(tensor)
-    if not shards:
-        raise TornCheckpoint(f"{index}: its weight_map names no tensor")
-    for shard, tensors in sorted(shards.items()):
-        if Path(shard).name != shard:
-            raise TornCheckpoint(f"{index}: names {shard!r} where a file of the folder was expected")
-        if missing := sorted(tensors - tensor_names(folder / shard)):
-            raise TornCheckpoint(f"{folder / shard}: does not hold {missing[0]}, which the index places there")

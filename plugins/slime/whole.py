@@ -11,8 +11,10 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import math
 import os
 import pickle
+import re
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,6 +24,7 @@ from plugins.errors import StoreError, TornCheckpoint
 
 PICKLE_LIMIT_BYTES = 64 << 20
 """A `data.pkl` larger than this is not read: it holds a dict of a few numbers, or the names of tensors."""
+_BITS = re.compile(r"[A-Z]+?(\d+)(?:_\w+)?")
 
 
 def unreadable(path: Path, error: OSError) -> StoreError:
@@ -122,6 +125,17 @@ def load_inert(file: IO[bytes]) -> Any:
     return _InertUnpickler(file).load()
 
 
+def torch_pickle(path: Path) -> bytes:
+    """The `data.pkl` of a torch file. Raises what reading a damaged file raises: call it under `reading`."""
+    with zipfile.ZipFile(path) as archive:
+        members = [info for info in archive.infolist() if info.filename.rpartition("/")[2] == "data.pkl"]
+        if len(members) != 1:
+            raise ValueError(f"{len(members)} times data.pkl in the zip")
+        if members[0].file_size > PICKLE_LIMIT_BYTES:
+            raise ValueError(f"a data.pkl of {members[0].file_size} bytes")
+        return archive.read(members[0])
+
+
 def promised_bytes(metadata: Path) -> dict[str, int]:
     """Data files that a torch checkpoint's `.metadata` names, and the bytes each must have at least.
 
@@ -142,7 +156,7 @@ def promised_bytes(metadata: Path) -> dict[str, int]:
 def tensor_names(path: Path) -> set[str]:
     """Names of the tensors of a whole safetensors file: 8 bytes header size, JSON header with byte ranges, data.
 
-    Raises TornCheckpoint, StoreError.
+    Each tensor's range must have the length that its shape and type ask for. Raises TornCheckpoint, StoreError.
     """
     with reading(path, "safetensors file"):
         size_bytes = path.stat().st_size
@@ -150,7 +164,18 @@ def tensor_names(path: Path) -> set[str]:
             header_bytes = int.from_bytes(file.read(8), "little")
             header = json.loads(file.read(min(header_bytes, size_bytes)))
         names = set(header) - {"__metadata__"}
-        end_bytes = max(int(header[name]["data_offsets"][1]) for name in names) + 8 + header_bytes
+        end_bytes = max(_end_bytes(name, header[name]) for name in names) + 8 + header_bytes
         if size_bytes != end_bytes:
             raise ValueError(f"{size_bytes} bytes where its header promises {end_bytes}")
         return names
+
+
+def _end_bytes(name: str, entry: dict[str, Any]) -> int:
+    """Where a tensor's bytes end, if they are as many as its shape and type ask for."""
+    begin, end = (int(offset) for offset in entry["data_offsets"])
+    count, dtype = math.prod(int(length) for length in entry["shape"]), str(entry["dtype"])
+    bits = _BITS.fullmatch(dtype)  # U8, BF16, F8_E4M3: the first number is the size
+    wanted = -(-count * (int(bits[1]) if bits else 8) // 8)  # BOOL has none, and takes a byte
+    if (bits or dtype == "BOOL") and end - begin != wanted:
+        raise ValueError(f"{name} has {end - begin} bytes where {dtype} {entry['shape']} takes {wanted}")
+    return end
