@@ -163,19 +163,25 @@ def stop(run_id: RunId) -> None:
 
 
 @app.command()
-def plan(recipe: Annotated[Path, typer.Argument(help="YAML file of the recipe.")]) -> None:
-    """Show what a run would rent, why, and what it could cost. Rents nothing."""
+def plan(
+    recipe: Annotated[Path, typer.Argument(help="YAML file of the recipe.")],
+    commands: Annotated[bool, typer.Option("--commands", help="Print each stage's command line too.")] = False,
+) -> None:
+    """Show what a run would rent, why, what it could cost, and whether its stages fit. Rents nothing."""
     wanted = load_recipe(recipe)
     from tasks.check_recipe import check_stores_named
     from tasks.lium_account import open_account
     from tasks.plan import make_plan
     from tasks.plan_view import plan_view
+    from tasks.stage_plan import plan_stages, stages_view
 
     check_stores_named(wanted)
+    stages = plan_stages(wanted)
     with _known_client() as client:
         from tasks.common_knowledge import resting_hosts
 
         resting = resting_hosts(client) if client and wanted.pod.bad_host_hours else {}
+    out.print(stages_view(stages, commands=commands))
     out.print(plan_view(make_plan(wanted, open_account(wanted), resting, time.time())))
 
 

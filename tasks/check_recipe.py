@@ -14,21 +14,26 @@ from plugins.errors import Refused, UserError
 from plugins.lium.offers import Ranking
 from plugins.lium.rent_inputs import image_reference
 from plugins.slime.flags import lint
+from plugins.slime.launch import Launch
 from plugins.tinyslime.flags import known_flags, parse
 from tasks.command_line import command_line
 from tasks.lium_account import check_money, rents_locally
 from tasks.plan import check_budget, wish_of
 from tasks.stage_data import StageData, check_data, check_evaluation
+from tasks.stage_fit import stage_fit
 from tasks.stores import store_env, stores_here
 
 
 @dataclass(frozen=True)
 class Checked:
-    """What the checks found out and the run needs later. last: last iteration of a stage, None where unknown."""
+    """What the checks found out and the run needs later. last: last iteration of a stage, None where unknown; advice:
+    what is allowed and probably not meant.
+    """
 
     data: dict[StageName, StageData] = field(default_factory=dict)
     eval_data: dict[StageName, dict[str, StageData]] = field(default_factory=dict)
     last: dict[StageName, int | None] = field(default_factory=dict)
+    advice: list[str] = field(default_factory=list)
 
 
 def check_recipe(recipe: Recipe, stages: list[StageName]) -> Checked:
@@ -51,13 +56,21 @@ def check_recipe(recipe: Recipe, stages: list[StageName]) -> Checked:
     data: dict[StageName, StageData] = {}
     sets: dict[StageName, dict[str, StageData]] = {}
     last: dict[StageName, int | None] = {}
+    advice: list[str] = []
     for name in stages:
         found = check_data(recipe, name)
         if found:
             data[name] = found
         sets[name] = check_evaluation(recipe, name)
-        last[name] = _check_command(recipe, name, found)
-    return Checked(data, sets, last)
+        launch = _check_command(recipe, name, found)
+        if launch is None:
+            total = recipe.stage(name).num_rollout
+            last[name] = None if total is None else total - 1
+            continue
+        last[name] = launch.expected_last
+        if recipe.trainer.kind == "slime":
+            advice += stage_fit(recipe, name, launch).advice
+    return Checked(data, sets, last, advice)
 
 
 check_recipe_task = task(name="check-recipe", cache_policy=NO_CACHE, persist_result=False)(check_recipe)
@@ -88,8 +101,8 @@ def check_stores_named(recipe: Recipe) -> None:
             )
 
 
-def _check_command(recipe: Recipe, name: StageName, data: StageData | None) -> int | None:
-    """Build the trainer's command line as the pod will; returns the last iteration it leads to."""
+def _check_command(recipe: Recipe, name: StageName, data: StageData | None) -> Launch | None:
+    """Build the trainer's command line as the pod will; None for a `command`."""
     section, kind = recipe.stage(name), recipe.trainer.kind
     if kind == "command":
         if not section.command:
@@ -97,7 +110,7 @@ def _check_command(recipe: Recipe, name: StageName, data: StageData | None) -> i
         from plugins.slime.command import check_command
 
         check_command(section.command if isinstance(section.command, str) else " ".join(section.command))
-        return None if section.num_rollout is None else section.num_rollout - 1
+        return None
     if section.command:
         raise UserError(f"Recipe '{recipe.name}': {name}.command: only for trainer.kind 'command', not '{kind}'.")
     if kind == "tinyslime":
@@ -113,7 +126,7 @@ def _check_command(recipe: Recipe, name: StageName, data: StageData | None) -> i
             parse(launch.argv[launch.argv.index("-m") + 2 :])
     except UserError as error:
         raise UserError(f"Recipe '{recipe.name}': {name}: {error}") from error
-    return launch.expected_last
+    return launch
 
 
 def _check_reward(recipe: Recipe, name: StageName) -> None:

@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from blocks.recipe import Recipe, StageName
+from plugins.slime import flag_table
 from plugins.slime.launch import Launch, build
 from plugins.slime.models import check_model_name
 from tasks.save_interval import DEFAULT_ROLLOUTS
@@ -43,7 +44,10 @@ def command_line(recipe: Recipe, name: StageName, data: StageData | None, *, sli
         save_interval=DEFAULT_ROLLOUTS if section.save_interval == "auto" else section.save_interval,
         data_rows=data.rows if data else None,
     )
-    return build(spec if known else replace(spec, model=None))
+    launch = build(spec if known else replace(spec, model=None))
+    if spec.kind == "slime":
+        flag_table.check(launch.argv[2:])
+    return launch
 
 
 def weights_dir(recipe: Recipe) -> Path | None:

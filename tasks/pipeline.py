@@ -87,6 +87,8 @@ def _carry(
     log: Callable[[str], None],
 ) -> State[Any]:
     checked = check_recipe_task(recipe, stages)
+    for line in checked.advice:
+        log(f"WARNING {line}")
     board = PrefectBoard(client, run_id, own_id)
     document = recipe.model_dump_json(indent=1, exclude_none=True)
     artifacts.put_json(client, own_id, artifact_key(run_id, "recipe"), document, "The recipe as it was resolved")

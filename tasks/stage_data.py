@@ -4,8 +4,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from blocks.recipe import Recipe, StageName, home
-from plugins.errors import UserError
+from plugins.errors import ControlPlaneError, UserError
 from plugins.slime.prompt_data import inspect
+
+
+class DataUnseen(UserError):
+    """Data on the Hub that cannot be looked at now, because the Hub does not answer."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +47,9 @@ def _inspected(where: str, name: StageName, key: str | None, label: str | None) 
     if "://" in where:
         from plugins.datasets.hub import fetch_dataset  # the Hub's library is loaded only where it is used
 
-        path = fetch_dataset(where, home() / "datasets")
+        try:
+            path = fetch_dataset(where, home() / "datasets")
+        except ControlPlaneError as error:
+            raise DataUnseen(f"{where}: {error}") from error
     found = inspect(path, name, input_key=key, label_key=label)
     return StageData(path, found.rows, found.sha256)

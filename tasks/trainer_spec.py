@@ -60,7 +60,7 @@ def trainer_spec(
         num_epoch=section.num_epoch,
         data_rows=data_rows,
         args=stage_flags(recipe, name),
-        keys=_keys(recipe, name),
+        keys=keys_of(recipe, name),
         command=["bash", "-c", command] if isinstance(command, str) else command,
         slime_dir=places.slime_dir or Path(recipe.trainer.slime_dir) if recipe.trainer.kind == "slime" else None,
         seed=recipe.seed,
@@ -84,7 +84,7 @@ def stage_flags(recipe: Recipe, name: StageName) -> dict[str, FlagValue]:
     return kept | recipe.model.args | own
 
 
-def _keys(recipe: Recipe, name: StageName) -> dict[str, str]:
+def keys_of(recipe: Recipe, name: StageName) -> dict[str, str]:
     """Flag to the key by which this recipe sets it, or could."""
     extra = {flag: f"extra_args.{flag}" for flag in recipe.stage(name).extra_args}
     return {**keys(), **extra, **{flag: f"model.args.{flag}" for flag in recipe.model.args}}

@@ -16,7 +16,7 @@ from flows.cli import main
 ROOT = Path(__file__).resolve().parent.parent.parent
 CHAT = {"messages": [{"role": "user", "content": "1+1"}, {"role": "assistant", "content": "2"}]}
 GOOD = "name: small\nlium: {base_url: emulator}\ntrainer: {kind: tinyslime}\n"
-SFT = "sft: {data: rows.jsonl, num_rollout: 3, args: {rollout-batch-size: 4}}\n"
+SFT = "sft: {data: rows.jsonl, num_rollout: 3, extra_args: {rollout-batch-size: 4}}\n"
 CHANGED = ("LIUM_BASE_URL", "LIUM_API_KEY", "PREFECT_API_URL", "PREFECT_LOGGING_LEVEL", "PREFECT_CLIENT_MAX_RETRIES")
 
 
