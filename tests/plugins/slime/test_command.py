@@ -1,0 +1,139 @@
+"""Which commands of a user can run under a stage, and what is said about the others."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from plugins.errors import UserError
+from plugins.slime.command import check_command, check_scripts
+from plugins.slime.launch import TrainerSpec, build
+
+SLIME = os.environ.get("SLIME", "")
+needs_slime = pytest.mark.skipif(
+    not SLIME or not (Path(SLIME) / "scripts/run-qwen3-4B.sh").is_file(),
+    reason="SLIME names no checkout of upstream slime",
+)
+GOOD = """
+source scripts/models/tiny.sh  # not: pkill -9 python
+python3 train.py ${MODEL_ARGS[@]} --save "$RELAY_OUTPUT_DIR" --load "$RELAY_RESUME_FROM"
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("pkill -9 sglang; sleep 3", "pkill"),
+        ("sleep 3\npkill -9 python", "pkill` (line 2)"),
+        ("/usr/bin/pkill -9 ray", "/usr/bin/pkill"),
+        ("killall python3 || true", "killall"),
+        ("ray stop --force", "ray stop"),
+        ("cd x && ray   stop", "ray stop"),
+        ("ray --log-style record start --head --num-gpus 8", "start"),
+        ("ray start \\\n  --head", "ray start"),
+        ("bash -c 'ray stop'", "ray stop"),
+        ('ray job submit --address="http://127.0.0.1:8265" -- python3 train.py', "ray job submit"),
+        ("ray job \\\n submit -- python3 train.py", "ray job submit"),
+        ("kill -9 -1", "kill -9 -1"),
+        ("fuser -k /dev/nvidia0", "fuser -k"),
+        ("sudo reboot", "reboot"),
+    ],
+)
+def test_what_would_kill_the_pods_services_is_refused_by_name(text: str, words: str) -> None:
+    with pytest.raises(UserError) as refused:
+        check_command(text)
+    assert words in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        GOOD,
+        "# pkill -9 ray\npython3 train.py",
+        "python3 train.py --save /data/pkill/x --name ray-start",
+        "kill $WATCHER_PID; python3 train.py",
+        "ray status; python3 ray_start.py --stop",
+        "RAY_stop=1 python3 train_async.py --eval-interval 20",
+        "python3 tools/xray stop_tokens",
+    ],
+)
+def test_other_commands_are_taken(text: str) -> None:
+    check_command(text)
+
+
+def test_every_mistake_is_named_at_once() -> None:
+    with pytest.raises(UserError) as refused:
+        check_command("pkill -9 ray\nray start --head\nray job submit -- python3 train.py", "rl.command")
+    assert [line.split("`")[1] for line in str(refused.value).splitlines()] == ["pkill", "ray start", "ray job submit"]
+    assert str(refused.value).count("rl.command: ") == 3
+
+
+def test_scripts_that_a_command_runs_are_looked_into_on_the_pod(tmp_path: Path) -> None:
+    (tmp_path / "run.sh").write_text("#!/bin/bash\nsource inner.sh\n")
+    (tmp_path / "inner.sh").write_text("ray stop --force\n")
+    for command in ("cd /x; bash run.sh", ["bash", "-c", "bash run.sh && true"], ["bash", "run.sh"]):
+        with pytest.raises(UserError, match=r"inner\.sh: `ray stop`"):
+            check_scripts(command, tmp_path)
+    (tmp_path / "inner.sh").write_text("source run.sh\npython3 train.py\n")
+    check_scripts("bash run.sh; bash missing.sh", tmp_path)
+    check_scripts('echo "no partner', tmp_path)
+
+
+def run(command: str, slime: Path, tmp_path: Path) -> str:
+    """Start a command as the stage does (`RayJobs.submit`), without Ray."""
+    spec = TrainerSpec(
+        kind="command",
+        stage="rl",
+        run_id="r",
+        attempt=2,
+        save_dir=tmp_path / "rl/save",
+        load_dir=tmp_path / "rl/save",
+        init_dir=tmp_path / "hf",
+        rollout_dir=tmp_path / "rollouts",
+        command=["bash", "-c", command],
+        slime_dir=slime,
+    )
+    launch = build(spec)
+    env = {"PATH": os.environ["PATH"], **launch.env}
+    done = subprocess.run(launch.argv, cwd=launch.cwd, env=env, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_command_from_slimes_scripts_runs_with_the_old_names(tmp_path: Path) -> None:
+    slime = tmp_path / "slime"
+    (slime / "scripts/models").mkdir(parents=True)
+    (slime / "scripts/models/tiny.sh").write_text('MODEL_ARGS=(--num-layers 2 --norm "RMS")\n')
+    (slime / "train.py").write_text("import sys; print(*sys.argv[1:])\n")
+    check_command(GOOD)
+    assert run(GOOD, slime, tmp_path).split() == [
+        *("--num-layers", "2", "--norm", "RMS"),
+        *("--save", f"{tmp_path}/rl/save", "--load", f"{tmp_path}/rl/save"),
+    ]
+
+
+@pytest.mark.slime
+@needs_slime
+def test_slimes_own_scripts_are_refused_until_they_leave_the_pod_alone(tmp_path: Path) -> None:
+    scripts = sorted(Path(SLIME).glob("scripts/run-*.sh"))
+    assert len(scripts) > 10
+    for script in scripts:
+        with pytest.raises(UserError):
+            check_scripts(f"bash {script}", tmp_path)
+
+
+@pytest.mark.slime
+@needs_slime
+def test_what_is_left_of_slimes_script_gives_train_its_arguments(tmp_path: Path) -> None:
+    """The arrays and the last line of scripts/run-qwen3-4B.sh, with what owns the machine left out."""
+    text = (Path(SLIME) / "scripts/run-qwen3-4B.sh").read_text()
+    arrays = text[text.index("CKPT_ARGS=(") : text.index("# launch the master node")]
+    flags = text[text.index("-- python3 train.py") :].removeprefix("-- python3 train.py").replace("${NUM_GPUS}", "1")
+    command = f"source scripts/models/qwen3-4B.sh\n{arrays}\npython3 {tmp_path}/show.py{flags}"
+    (tmp_path / "show.py").write_text("import sys; print(*sys.argv[1:])\n")
+    check_command(command)
+    said = run(command, Path(SLIME), tmp_path)
+    assert (
+        "--num-layers 36" in said and "--hf-checkpoint /root/Qwen3-4B" in said and "--advantage-estimator grpo" in said
+    )
