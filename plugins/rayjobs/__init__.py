@@ -1,1 +1,1 @@
-"""Ray on one pod: start, submit, follow, stop."""
+"""Ray on the nodes of one pod or cluster: start, submit, follow, stop."""

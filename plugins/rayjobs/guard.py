@@ -1,6 +1,6 @@
 """Starts Ray under itself and ends all of it when the head says so, when the head is gone, or when Ray's core died.
 
-Started by `plugins.rayjobs.head` only, which draws the picture of the processes.
+Started by `plugins.rayjobs.head` and `plugins.rayjobs.worker` only; the head draws the picture of the processes.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def main() -> int:
     except _Stop as stop:
         return 0 if stop.clean else 1
     except (TrainstackError, OSError) as error:
-        print(f"ray head in {settings.state}: {error}", file=sys.stderr)
+        print(f"ray {'head' if settings.head is None else 'worker'} in {settings.state}: {error}", file=sys.stderr)
         return 1
 
 
@@ -77,10 +77,12 @@ def _run(settings: HeadSettings) -> int:
         info = _start(settings, temp_dir)
         core = children_named(os.getpid(), "gcs_server") | children_named(os.getpid(), "raylet")
         write_info(settings.state, info)
-        _warm_up(info)
+        if settings.head is None:
+            _warm_up(info)
         while not core & reap():
             _look(0.25)
-        raise ControlPlaneError(f"a core process of Ray died; its logs are in {settings.state / 'ray-logs'}")
+        gone = "" if settings.head is None else ", or its head is gone"
+        raise ControlPlaneError(f"a core process of Ray died{gone}; its logs are in {settings.state / 'ray-logs'}")
     except _Stop as stop:
         grace_s = GRACE_S if stop.clean else 0.0
         raise
@@ -93,7 +95,10 @@ def _run(settings: HeadSettings) -> int:
 
 
 def _start(settings: HeadSettings, temp_dir: Path) -> HeadInfo:
-    """Run `ray start` to its end and wait for the jobs API. Raises ControlPlaneError with the end of what Ray said."""
+    """Run `ray start` to its end and wait for a head's jobs API.
+
+    Raises ControlPlaneError with the end of what Ray said.
+    """
     token = new_token(settings.state)
     log = settings.state / "ray-start.log"
     deadline = time.monotonic() + settings.start_timeout_s
@@ -103,7 +108,7 @@ def _start(settings: HeadSettings, temp_dir: Path) -> HeadInfo:
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=subprocess.STDOUT,
-            env=ray_environment(token),
+            env=ray_environment(token, settings.node_ip),
             cwd=settings.cwd,
         )
     while starter.poll() is None:
@@ -111,15 +116,16 @@ def _start(settings: HeadSettings, temp_dir: Path) -> HeadInfo:
         if time.monotonic() > deadline:
             raise ControlPlaneError(f"`ray start` took longer than {settings.start_timeout_s:.0f} s; see {log}")
     said = log.read_text(errors="replace")
-    dashboard = _DASHBOARD.search(said)
-    if starter.returncode != 0 or dashboard is None:
+    found = _DASHBOARD.search(said)
+    if starter.returncode != 0 or (settings.head is None and found is None):
         raise ControlPlaneError(f"`ray start` failed with status {starter.returncode}: {said.strip()[-1500:]}")
-    while not _answers(dashboard[1], token):
+    dashboard = found[1] if found is not None and settings.head is None else ""
+    while dashboard and not _answers(dashboard, token):
         _look(0.05)
         if time.monotonic() > deadline:
-            raise ControlPlaneError(f"Ray's jobs API at {dashboard[1]} did not answer in time; see {log}")
+            raise ControlPlaneError(f"Ray's jobs API at {dashboard} did not answer in time; see {log}")
     return HeadInfo(
-        dashboard=dashboard[1],
+        dashboard=dashboard,
         address=(temp_dir / "ray_current_cluster").read_text().strip(),
         token_file=str(token),
         log_dir=str(temp_dir / "session_latest" / "logs"),

@@ -1,5 +1,7 @@
 """One Ray head in the foreground: `python -m plugins.rayjobs.head --state DIR --num-cpus N`.
 
+A worker of several nodes (`worker.py`) stands in the same way.
+
 `ray start` alone leaves processes behind: killing its parent with -9 orphans the dashboard's and the workers'
 processes, some of which then spin. So the processes stand like this, and whoever dies, the other ends the rest:
 
@@ -24,15 +26,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from plugins.rayjobs.processes import adopt_orphans, descendants, end_all
-from plugins.rayjobs.settings import HOME, HeadSettings, forget
+from plugins.rayjobs.settings import HOME, LOOPBACK, HeadSettings, forget
 
 STOP_S = 8.0
 
 
-def parse(argv: Sequence[str] | None) -> HeadSettings:
-    """Read the command line that head and guard share."""
+def parse(argv: Sequence[str] | None, program: str = "head") -> HeadSettings:
+    """Read the command line that head, worker and guard share."""
     parser = argparse.ArgumentParser(
-        prog="python -m plugins.rayjobs.head", description="One Ray head, in the foreground."
+        prog=f"python -m plugins.rayjobs.{program}", description=f"One Ray {program}, in the foreground."
     )
     add = parser.add_argument
     add("--state", type=_folder, required=True, help="folder for ray.json, the token and the logs")
@@ -41,6 +43,9 @@ def parse(argv: Sequence[str] | None) -> HeadSettings:
     add("--cwd", type=_folder, help="working directory of actors (default: this one)")
     add("--store-bytes", type=int, help="size of the object store")
     add("--start-timeout-s", type=float, default=90.0, help="give up after this many seconds")
+    add("--node-ip", default=LOOPBACK, help=f"address at which other nodes reach this one (default {LOOPBACK})")
+    add("--node-name", help="name of this node among the others (default: its address)")
+    add("--head", help="host:port of the head to join", required=program == "worker")
     return HeadSettings(**vars(parser.parse_args(argv)))
 
 
@@ -51,7 +56,11 @@ def _folder(text: str) -> Path:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the head until it is told to stop or Ray ends; gives the exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    settings = parse(arguments)
+    return stand(parse(arguments), arguments)
+
+
+def stand(settings: HeadSettings, arguments: Sequence[str]) -> int:
+    """Stand over the guard of a head or worker that was started with these arguments; gives the exit status."""
     adopt_orphans()
     guard = start_guard(arguments)
     told_at: list[float] = []
@@ -71,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if guard.returncode < 0:
         forget(settings.state)
     if left:
-        print(f"ray head: processes that could not be ended: {sorted(left)}", file=sys.stderr)
+        print(f"ray in {settings.state}: processes that could not be ended: {sorted(left)}", file=sys.stderr)
     return 0 if told_at and not left else 1
 
 

@@ -12,7 +12,7 @@ import os
 import re
 import shlex
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -59,6 +59,32 @@ class RayJobs:
                     f"no Ray head is ready in {self._state} after {timeout_s:.0f} s; see ray-start.log there"
                 )
             time.sleep(0.05)
+
+    def nodes(self) -> set[str]:
+        """Names of the nodes that Ray has now, the head's own among them."""
+        answer = self._call(lambda client: client._do_request("GET", "/api/v0/nodes"))
+        try:
+            rows = answer.json()["data"]["result"]["result"]
+            return {str(row["node_name"]) for row in rows if row["state"] == "ALIVE"}
+        except (ValueError, LookupError, TypeError) as error:
+            raise ControlPlaneError(
+                f"Ray's list of nodes cannot be read (status {answer.status_code}): {answer.text[:200]}"
+            ) from error
+
+    def wait_nodes(self, names: Collection[str], timeout_s: float, check: Callable[[], None] = lambda: None) -> None:
+        """Wait until Ray has every one of these nodes; `check` is called all the while and may raise.
+
+        Raises ControlPlaneError that names those which are missing after `timeout_s`.
+        """
+        deadline = time.monotonic() + timeout_s
+        while missing := sorted(set(names) - self.nodes()):
+            check()
+            if time.monotonic() > deadline:
+                raise ControlPlaneError(
+                    f"Ray has {len(set(names)) - len(missing)} of {len(set(names))} nodes after {timeout_s:.0f} s; "
+                    f"missing: {', '.join(missing)}. Why is in trainstack/ray.log on that node"
+                )
+            time.sleep(_POLL_S)
 
     def submit(self, submission_id: str, argv: Sequence[str], env: Mapping[str, str], cwd: Path, log: Path) -> None:
         """Run `argv` in `cwd` as a job; its output is appended to `log`. The same id again changes nothing.

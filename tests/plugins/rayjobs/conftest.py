@@ -41,12 +41,13 @@ def until(what, timeout_s=60.0):
 
 
 @contextlib.contextmanager
-def running_head(folder):
+def running_head(folder, *more):
     state, cwd = folder / "state", folder / "cwd"
     cwd.mkdir()
     mark = str(folder)
+    argv = [sys.executable, "-m", "plugins.rayjobs.head", "--state", state, "--num-cpus=2", "--num-gpus=0"]
     process = subprocess.Popen(
-        [sys.executable, "-m", "plugins.rayjobs.head", "--state", state, "--num-cpus=2", "--num-gpus=0", "--cwd", cwd],
+        [*argv, "--cwd", cwd, *more],
         env={**os.environ, "TEST_HEAD": mark, "STORE_PASSWORD": SECRET},
     )
     try:
