@@ -1,23 +1,24 @@
 """Turn what a stage knows into a trainer's command line, environment and folder (DESIGN 5.2).
 
-slime and its stand-in get the same flags; a `command` trainer gets the environment only. Building is pure but for
-reading the tracker of a restored checkpoint and a model's argument file; starting the process is left to the caller.
+slime and its stand-in get the same flags; a `command` trainer gets the environment only. Building reads a restored
+checkpoint and a model's argument file, and may make the view to load from (`restart`); starting the process is left to
+the caller.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
-from plugins.errors import TornCheckpoint, UserError
+from plugins.errors import UserError
 from plugins.slime import hooks
 from plugins.slime.cross_checks import check_flags, fill_batches
 from plugins.slime.defaults import OWNED, Machine, stage_defaults
 from plugins.slime.flags import Value, model_args, parse_argv, render
-from plugins.slime.layout import read_tracker
+from plugins.slime.restart import Restart, restart
 
 HOME = Path(__file__).resolve().parents[2]
 """Folder that holds `plugins/`: what `python -m plugins...` and slime's imports of our code need on their path."""
@@ -29,9 +30,9 @@ class TrainerSpec:
     """All that decides a trainer's start.
 
     save_dir: where checkpoints appear; load_dir: None on a cold start, else the restored checkpoint's folder, which
-    is the save dir; init_dir: Hugging Face folder of weights to start from; rollout_dir: trajectories and the
-    progress file. num_rollout is the absolute total (slime.md 2.4), num_epoch counts over data_rows; one of the two
-    is given.
+    is the save dir; init_dir: Hugging Face folder of weights to start from; ref_dir: the same in Megatron's
+    format where slime cannot load that folder; rollout_dir: trajectories and the progress file. num_rollout is the
+    absolute total (slime.md 2.4), num_epoch counts over data_rows; one of the two is given.
     args: slime flags without their dashes, they win over our defaults; keys: the recipe's key of a flag, for messages;
     command: the argv of kind `command`. eval_data: name and file of each evaluation set.
     model: name of a `scripts/models/<model>.sh` of slime; megatron_dir: where slime's image keeps Megatron-LM.
@@ -47,6 +48,7 @@ class TrainerSpec:
     rollout_dir: Path
     load_dir: Path | None = None
     init_dir: Path | None = None
+    ref_dir: Path | None = None
     data: Path | None = None
     env_url: str | None = None
     save_interval: int = 1
@@ -76,7 +78,8 @@ class Launch:
     """How to start the trainer.
 
     env: additions only, no secrets. expected_last: last rollout id, None if unknown. architecture: the model's own
-    arguments as slime's script gave them, part of argv.
+    arguments as slime's script gave them, part of argv. load_dir: the folder to go on from, None on a cold start: the
+    save dir or a view of it. notes: what a resume changes, for the stage's log.
     """
 
     argv: list[str]
@@ -84,27 +87,35 @@ class Launch:
     cwd: Path
     expected_last: int | None
     architecture: list[str] = field(default_factory=list)
+    load_dir: Path | None = None
+    notes: tuple[str, ...] = ()
 
 
 def build(spec: TrainerSpec) -> Launch:
     """Build argv, environment and folder of the stage's trainer.
 
     Raises UserError for a flag that is ours, a length or batch sizes that do not add up, a missing command or
-    weights; TornCheckpoint when load_dir has no usable tracker.
+    weights, a checkpoint that these flags cannot go on from; TornCheckpoint when slime would not go on from load_dir.
     """
-    env = environment(spec)
     if spec.kind == "command":
         if not spec.command:
             raise UserError("trainer kind `command` needs a command: the argv list to run")
         last = None if spec.num_rollout is None else spec.num_rollout - 1
-        return Launch(list(spec.command), env, spec.slime_dir or HOME, last)
+        env = environment(spec)
+        return Launch(list(spec.command), env, spec.slime_dir or HOME, last, load_dir=spec.load_dir)
     slime_dir = spec.slime_dir or HOME / "slime"
     architecture = model_args(slime_dir, spec.model) if spec.model and spec.kind == "slime" else []
     flags = trainer_flags(spec, architecture)
     last = int(str(flags["num-rollout"])) - 1
+    resumed = _resume(spec, flags)
+    load_dir, notes = (resumed.load_dir, resumed.notes) if resumed else (None, ())
+    flags |= resumed.flags if resumed else {}
+    env = environment(replace(spec, load_dir=load_dir))
     if spec.kind == "tinyslime":
-        return Launch([sys.executable, "-m", "plugins.tinyslime.train", *render(flags)], env, HOME, last)
-    return Launch(["python3", spec.script, *architecture, *render(flags)], env, slime_dir, last, architecture)
+        module = f"plugins.tinyslime.{Path(spec.script).stem}"
+        return Launch([sys.executable, "-m", module, *render(flags)], env, HOME, last, load_dir=load_dir, notes=notes)
+    argv = ["python3", spec.script, *architecture, *render(flags)]
+    return Launch(argv, env, slime_dir, last, architecture, load_dir, notes)
 
 
 def trainer_flags(spec: TrainerSpec, architecture: Sequence[str] = ()) -> dict[str, Value]:
@@ -124,7 +135,13 @@ def trainer_flags(spec: TrainerSpec, architecture: Sequence[str] = ()) -> dict[s
     if not shape.get("multi-latent-attention"):
         flags.setdefault("attention-backend", "flash")  # slime's scripts set it for all models but those with MLA
     fill_batches(flags, spec.stage, spec.keys)
-    flags["num-rollout"] = _total_rollouts(spec, _count(flags, "rollout-batch-size"))
+    batch = _count(flags, "rollout-batch-size")
+    if spec.data_rows is not None and spec.num_epoch is None and spec.data_rows < batch:
+        key = spec.keys.get("rollout-batch-size", "extra_args.rollout-batch-size")
+        raise UserError(
+            f"{key}: {batch} prompts are more than the data's {spec.data_rows} rows; slime would take fewer"
+        )
+    flags["num-rollout"] = _total_rollouts(spec, batch)
     flags["prompt-data"] = str(spec.data)
     if spec.eval_data:
         flags["eval-prompt-data"] = [word for name, path in spec.eval_data.items() for word in (name, str(path))]
@@ -137,7 +154,7 @@ def trainer_flags(spec: TrainerSpec, architecture: Sequence[str] = ()) -> dict[s
     if spec.seed is not None:
         flags["seed"] = spec.seed
         flags.setdefault("rollout-seed", spec.seed)
-    return flags | _resume(spec)
+    return flags
 
 
 def environment(spec: TrainerSpec) -> dict[str, str]:
@@ -180,22 +197,19 @@ def environment(spec: TrainerSpec) -> dict[str, str]:
 
 def _weights(spec: TrainerSpec) -> dict[str, Value]:
     if spec.init_dir is not None:
-        return {"hf-checkpoint": str(spec.init_dir), "ref-load": str(spec.init_dir)}
+        return {"hf-checkpoint": str(spec.init_dir), "ref-load": str(spec.ref_dir or spec.init_dir)}
     if spec.kind == "slime" and "hf-checkpoint" not in spec.args:
         raise UserError("slime needs weights to start from: give `init`, or `hf-checkpoint` and `ref-load` in `args`")
     return {}
 
 
-def _resume(spec: TrainerSpec) -> dict[str, Value]:
+def _resume(spec: TrainerSpec, flags: Mapping[str, Value]) -> Restart | None:
     """`--load` only after a restore: without a tracker slime would start from zero in silence (slime.md 2.4)."""
     if spec.load_dir is None:
-        return {}
+        return None
     if spec.load_dir.resolve() != spec.save_dir.resolve():
         raise UserError(f"{spec.load_dir}: to go on from a checkpoint, restore it into the save dir {spec.save_dir}")
-    iteration = read_tracker(spec.save_dir)
-    if iteration is None:
-        raise TornCheckpoint(f"{spec.save_dir}: no tracker file, so there is nothing to resume from; restore it again")
-    return {"load": str(spec.save_dir), "start-rollout-id": iteration + 1}
+    return restart(spec.save_dir, spec.save_dir.parent / "load", flags, script=spec.script, rows=spec.data_rows)
 
 
 def _total_rollouts(spec: TrainerSpec, batch: int) -> int:

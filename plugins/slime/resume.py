@@ -65,8 +65,9 @@ class ResumeProof:
     """Collects what one attempt says and judges it. A verdict `proved` or `failed` is final.
 
     restored: the iteration that was restored, None on a cold start. cursor: the data cursor saved with it, None when
-    there is none to compare with. kind: `plain` is a `command` trainer too. save_dir: tells loading the checkpoint
-    from loading a reference model, whose Megatron folder gives the same line with iteration 0 (slime actor.py:659-691).
+    there is none to compare with. kind: `plain` is a `command` trainer too. load_dir: what `--load` names, the save dir
+    or a view of it; it tells loading the checkpoint from loading a reference model, whose Megatron folder gives the
+    same line with iteration 0 (slime actor.py:659-691).
     steps_per_rollout: optimizer steps in an iteration; without it `step` lines only say that training goes on.
     grace_s, clock: seconds, see GRACE_S.
     """
@@ -77,14 +78,14 @@ class ResumeProof:
         cursor: Cursor | None = None,
         *,
         kind: TrainerKind = "slime",
-        save_dir: Path | None = None,
+        load_dir: Path | None = None,
         steps_per_rollout: int | None = None,
         grace_s: float = GRACE_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._restored, self._speaks = restored, kind not in ("command", "plain")
         self._cursor = cursor if restored is not None else START
-        self._save_dir = None if save_dir is None else os.path.normpath(save_dir)
+        self._load_dir = None if load_dir is None else os.path.normpath(load_dir)
         self._steps, self._grace_s, self._clock = steps_per_rollout, grace_s, clock
         self._loaded: int | None = None
         self._first: tuple[int, str] | None = None
@@ -119,9 +120,7 @@ class ResumeProof:
         elif point.kind in ("skipped", "no_tracker", "no_dataset_state"):
             self._take_loss(point)
         elif point.kind == "dataset_state" and self._restored is not None:
-            self._state_read = True
-            if point.number != self._restored:
-                self._contradict(f"slime reads the data cursor of iteration {point.number}, not {self._restored}")
+            self._take_state(point)
         elif point.kind in ("step", "rollout", "perf"):
             self._take_training(point)
 
@@ -172,14 +171,22 @@ class ResumeProof:
         self._wrong = self._wrong or reason
 
     def _take_loaded(self, point: Point) -> None:
-        ours = not point.text or self._save_dir in (None, os.path.normpath(point.text))
-        if not ours or (point.number == 0 != self._restored and self._save_dir is None):
+        ours = not point.text or self._load_dir in (None, os.path.normpath(point.text))
+        if not ours or (point.number == 0 != self._restored and self._load_dir is None):
             return  # a reference model or start weights: Megatron calls those iteration 0
         self._loaded = point.number
         if self._restored is None:
             self._contradict(f"a cold start was asked for, but the trainer loaded iteration {point.number}")
         elif point.number != self._restored:
             self._contradict(f"the trainer loaded iteration {point.number}, but {self._restored} was restored")
+
+    def _take_state(self, point: Point) -> None:
+        self._state_read = True
+        folder = os.path.normpath(Path(point.text).parent.parent)
+        if point.number != self._restored:
+            self._contradict(f"slime reads the data cursor of iteration {point.number}, not {self._restored}")
+        elif point.text and self._load_dir not in (None, folder):
+            self._contradict(f"slime reads the data cursor in {folder}, but the right one is in {self._load_dir}")
 
     def _take_loss(self, point: Point) -> None:
         """What a resume cannot survive. A cold start can: start weights may lack a tensor, and have no cursor."""
@@ -193,9 +200,9 @@ class ResumeProof:
             self._contradict(f"Megatron found no tracker ({point.text}) and loads nothing")
 
     def _elsewhere(self, tracker: str) -> bool:
-        if self._save_dir is None or not tracker.endswith(TRACKER):
+        if self._load_dir is None or not tracker.endswith(TRACKER):
             return False
-        return os.path.normpath(os.path.dirname(tracker)) != self._save_dir  # noqa: PTH120 - a text of the log
+        return os.path.normpath(os.path.dirname(tracker)) != self._load_dir  # noqa: PTH120 - a text of the log
 
     def _take_training(self, point: Point) -> None:
         if self._training_since is None:

@@ -112,9 +112,12 @@ def _write_data(training: Training, iteration: int) -> Callable[[], None]:
             "iteration": iteration,
             "checkpoint_version": 3.0,
             "model_config": asdict(training.model.config),
-            "opt_param_scheduler": training.schedule.state_dict(),
+            "content_metadata": {"distrib_optim_sharding_type": _sharding(args)},
             "rng_state": torch.get_rng_state(),
         }
+        if not args.no_save_optim:
+            common["opt_param_scheduler"] = training.schedule.state_dict()
+            common["param_groups"] = [training.schedule.group]
         torch.save(common, folder / "common.pt")
         tensors = _tensors(training.model, None if args.no_save_optim else training.optimizer)
         writer = _LateWriter(folder, single_file_per_rank=True, sync_files=True, thread_count=1)
@@ -141,7 +144,7 @@ def resume(training: Training) -> int | None:
     optimizer = None if training.args.no_load_optim else training.optimizer
     common = _read_iteration(load_dir, iteration, training.model, optimizer, skip=training.faults.skip_tensor)
     if not training.args.no_load_optim:
-        training.schedule.load_state_dict(common["opt_param_scheduler"])
+        training.schedule.load_state_dict(common["opt_param_scheduler"], common["param_groups"][0])
     torch.set_rng_state(common["rng_state"])
     log.bare(format_loaded(iteration, load_dir, now=datetime.now()))
     return iteration
@@ -217,6 +220,10 @@ def _tensors(model: TinyLlama, optimizer: torch.optim.AdamW | None, *, fresh: bo
         state = empty if fresh else empty | optimizer.state.get(parameter, {})
         tensors |= {f"optimizer.state.{kind}.{name}": state[kind].detach() for kind in _MOMENTS}
     return tensors
+
+
+def _sharding(args: Namespace) -> str:
+    return "fully_reshardable" if getattr(args, "dist_ckpt_optim_fully_reshardable", False) else "dp_reshardable"
 
 
 def _is_plain(value: object) -> bool:

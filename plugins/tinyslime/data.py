@@ -187,6 +187,17 @@ class DataSource:
 
 
 @dataclass(frozen=True)
+class Drawn:
+    """A rollout that is drawn and not trained yet.
+
+    prompts: one sample for each prompt, as they came from the data; groups: what is trained on.
+    """
+
+    prompts: list[Sample]
+    groups: list[list[Sample]]
+
+
+@dataclass(frozen=True)
 class MicroBatch:
     """Padded rows. `targets[r, t]` says that token t+1 of row r is trained; `rows` are their numbers in the step."""
 

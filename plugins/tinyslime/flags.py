@@ -39,6 +39,7 @@ _SWITCHES = """
     apply-chat-template rollout-shuffle calculate-per-token-loss disable-compute-advantages-and-returns
     debug-train-only use-kl-loss use-rollout-logprobs disable-grpo-std-normalization use-dynamic-batch-size
     group-query-attention untie-embeddings-and-output-weights no-save-optim no-load-optim override-opt_param-scheduler
+    use-checkpoint-opt_param-scheduler
     skip-eval-before-train async-save
 """
 _CHOICES = {

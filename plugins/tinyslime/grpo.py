@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from plugins.errors import UserError
-from plugins.tinyslime.data import MicroBatch, batches_of
+from plugins.tinyslime.data import Drawn, MicroBatch, batches_of
 from plugins.tinyslime.model import TinyLlama
 from plugins.tinyslime.rollout import Rollouts
 from plugins.tinyslime.sample import Sample
@@ -35,16 +35,15 @@ class GrpoStage:
         self._sampled: list[Tensor] = []
         self._ref: list[Tensor] = []
 
-    @property
-    def drawn(self) -> list[Sample]:
-        """The prompts of the last rollout as they came from the data, one sample for each."""
-        return self._rollouts.drawn
-
-    def rollout(self, rollout_id: int) -> dict[str, float]:
-        """Generate one batch of samples and make it ready for training; gives the values of slime's `rollout` line."""
+    def generate(self, rollout_id: int) -> Drawn:
+        """Generate one batch of samples with the weights that the endpoint has."""
         groups = self._rollouts.play(rollout_id)
-        scores = normalise(groups, std=not self._args.disable_grpo_std_normalization)
-        return self._prepare([sample for group in groups for sample in group], scores)
+        return Drawn(self._rollouts.drawn, groups)
+
+    def take(self, batch: Drawn) -> dict[str, float]:
+        """Make a batch ready for training; gives the values of slime's `rollout` line."""
+        scores = normalise(batch.groups, std=not self._args.disable_grpo_std_normalization)
+        return self._prepare([sample for group in batch.groups for sample in group], scores)
 
     def _prepare(self, samples: list[Sample], scores: list[float]) -> dict[str, float]:
         """Turn samples into rows with advantages and the log-probs that the ratio is taken against."""

@@ -11,10 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from plugins.tinyslime import log
-from plugins.tinyslime.data import DataSource, MicroBatch, load_chats
+from plugins.tinyslime.data import DataSource, Drawn, MicroBatch, load_chats
 from plugins.tinyslime.hooks import report_rollout
 from plugins.tinyslime.model import TinyLlama
-from plugins.tinyslime.sample import Sample
 from plugins.tinyslime.step import LossFunction, target_logits, token_weights
 from plugins.tinyslime.tokenizer import ByteTokenizer
 
@@ -32,16 +31,20 @@ class SftStage:
         self.source = DataSource(samples, group_size=1, shuffle=args.rollout_shuffle, seed=args.rollout_seed)
         self.tokens: list[list[int]] = []
         self.masks: list[list[int]] = []
-        self.drawn: list[Sample] = []
 
-    def rollout(self, rollout_id: int) -> dict[str, float]:
-        """Take the next rows into `tokens` and `masks`; gives the values of slime's `rollout` line."""
+    def generate(self, rollout_id: int) -> Drawn:
+        """Draw the next rows and report them."""
         began = time.monotonic()
-        samples = [sample for (sample,) in self.source.groups(self._args.rollout_batch_size)]
-        self.drawn = samples
+        groups = self.source.groups(self._args.rollout_batch_size)
+        samples = [sample for (sample,) in groups]
+        report_rollout(self._args, rollout_id, samples, time.monotonic() - began)
+        return Drawn(samples, groups)
+
+    def take(self, batch: Drawn) -> dict[str, float]:
+        """Put rows into `tokens` and `masks`; gives the values of slime's `rollout` line."""
+        samples = batch.prompts
         self.tokens = [sample.tokens for sample in samples]
         self.masks = [sample.loss_mask or [] for sample in samples]
-        report_rollout(self._args, rollout_id, samples, time.monotonic() - began)
         answers = mean(sample.response_length for sample in samples)
         lengths = {"response_lengths": answers, "total_lengths": mean(map(len, self.tokens))}
         return {

@@ -2,7 +2,8 @@
 step's loss.
 
 The schedule counts samples, not steps, as Megatron's does, and its settings are kept in the checkpoint: a resume
-with others is refused.
+with others is refused. The rate itself comes with the optimizer, as in Megatron: overriding the schedule does not
+change it.
 """
 
 from __future__ import annotations
@@ -34,21 +35,29 @@ class Schedule:
         self.settings: dict[str, Any] = {
             "max_lr": args.lr,
             "min_lr": args.min_lr,
-            "init_lr": args.lr_warmup_init,
             "lr_warmup_steps": warmup,
             "lr_decay_steps": decay,
             "lr_decay_style": args.lr_decay_style,
+            "start_wd": args.weight_decay,
+            "end_wd": args.weight_decay,
+            "wd_incr_steps": num_rollout * args.num_steps_per_rollout * args.global_batch_size,
+            "wd_incr_style": "constant",
         }
+        self.group = {name: self.settings[name] for name in ("max_lr", "min_lr")}
+        self._init_lr = args.lr_warmup_init
         self._override = args.override_opt_param_scheduler
+        self._use_saved = args.use_checkpoint_opt_param_scheduler
+        if self._override and self._use_saved:
+            raise UserError("--override-opt_param-scheduler and --use-checkpoint-opt_param-scheduler: give one of them")
         self.num_steps = 0
 
     @property
     def lr(self) -> float:
         """The rate for the next step."""
         s = self.settings
-        top, low, warmup = s["max_lr"], s["min_lr"], s["lr_warmup_steps"]
+        top, low, warmup = self.group["max_lr"], self.group["min_lr"], s["lr_warmup_steps"]
         if warmup > 0 and self.num_steps <= warmup:
-            return float(s["init_lr"] + (top - s["init_lr"]) * self.num_steps / warmup)
+            return float(self._init_lr + (top - self._init_lr) * self.num_steps / warmup)
         if s["lr_decay_style"] == "constant":
             return float(top)
         if self.num_steps > s["lr_decay_steps"]:
@@ -61,10 +70,14 @@ class Schedule:
         """Settings and the number of samples seen."""
         return self.settings | {"num_steps": self.num_steps}
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from a checkpoint; UserError when its settings are others and `--override-opt_param-scheduler` is
-        not given.
+    def load_state_dict(self, state: dict[str, Any], group: dict[str, Any]) -> None:
+        """Go on from a checkpoint; UserError when its settings are others and no flag says which of them count.
+
+        group: the rates that the optimizer's parameter groups bring along (Megatron's distrib_optimizer.py:760-770).
         """
+        self.group = group
+        if self._use_saved:
+            self.settings |= {name: state[name] for name in self.settings}
         wrong = [
             f"{name} {state.get(name)} -> {value}" for name, value in self.settings.items() if state.get(name) != value
         ]

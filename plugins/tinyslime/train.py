@@ -1,5 +1,6 @@
 """`python -m plugins.tinyslime.train <slime's flags>`: SFT or GRPO on a CPU, for machines on which slime cannot run.
 
+This module stands for slime's train.py, `train_async` for the script of that name, which draws a batch ahead.
 This is a stand-in: a real, tiny training that takes slime's flags, prints its log lines, and writes, resumes and
 exports its checkpoints. Runs with the same flags give the same bits on one machine, cut and resumed or not. Exit
 codes: 0 done, 2 the user must change something, 1 anything else; a signal ends it at once.
@@ -23,7 +24,7 @@ from plugins.slime import layout
 from plugins.tinyslime import checkpoint, export, flags, log
 from plugins.tinyslime.checkpoint import Training
 from plugins.tinyslime.config import ModelConfig
-from plugins.tinyslime.data import batches_of
+from plugins.tinyslime.data import Drawn, batches_of
 from plugins.tinyslime.faults import Faults
 from plugins.tinyslime.grpo import GrpoStage
 from plugins.tinyslime.model import TinyLlama
@@ -38,11 +39,11 @@ machine.
 """
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run with `argv` (default: the process's) and give the exit code."""
+def main(argv: Sequence[str] | None = None, *, ahead: bool = False) -> int:
+    """Run with `argv` (default: the process's) and give the exit code. ahead: in the order of train_async.py."""
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # whoever started us may have had it ignored
     try:
-        train(flags.parse(sys.argv[1:] if argv is None else argv))
+        train(flags.parse(sys.argv[1:] if argv is None else argv), ahead=ahead)
     except TrainstackError as error:
         print(f"tinyslime: {error}", file=sys.stderr, flush=True)
         return 2 if isinstance(error, UserError) else 1
@@ -52,8 +53,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def train(args: Namespace) -> None:
+def train(args: Namespace, *, ahead: bool = False) -> None:
     """The whole run: start weights, resume, rollouts, steps, saves."""
+    if ahead and getattr(args, "colocate", False):
+        raise UserError("train_async cannot run with --colocate, as slime's cannot (train_async.py:11)")
     torch.set_num_threads(THREADS)
     torch.use_deterministic_algorithms(True)
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined] # costs time, unread
@@ -72,28 +75,34 @@ def train(args: Namespace) -> None:
         reference = _reference(args, model.config)
         stage = GrpoStage(args, model, reference, Rollouts(args, tokenizer, model))
     try:
-        _loop(args, model, stage, faults)
+        _loop(args, model, stage, faults, ahead=ahead)
     finally:
         stage.close()
 
 
-def _loop(args: Namespace, model: TinyLlama, stage: SftStage | GrpoStage, faults: Faults) -> None:
+def _loop(args: Namespace, model: TinyLlama, stage: SftStage | GrpoStage, faults: Faults, *, ahead: bool) -> None:
     per_epoch = len(stage.source) // args.rollout_batch_size if args.num_rollout is None else None
     num_rollout = args.num_rollout if per_epoch is None else per_epoch * args.num_epoch
     if num_rollout < 1:
         raise UserError(
             f"nothing to train: {len(stage.source)} rows make no --rollout-batch-size {args.rollout_batch_size}"
         )
+    args.num_rollout = num_rollout  # as slime does, so that a checkpoint says it
     training = Training(args, model, make_optimizer(model, args), Schedule(args, num_rollout), stage.source, faults)
     start = _resume(training)
     if start >= num_rollout:
         log.say(f"nothing to do: the last of {num_rollout} rollouts is done")
     stage.update_weights()
     save_s: float | None = None
+    following = stage.generate(start) if ahead else None  # also when nothing is left to do, as slime does
     for rollout_id in range(start, num_rollout):
-        if _eval_due(args, rollout_id, before=True) and isinstance(stage, GrpoStage):
+        if not ahead and _eval_due(args, rollout_id, before=True) and isinstance(stage, GrpoStage):
             stage.evaluate(rollout_id)
-        _one_rollout(training, stage, rollout_id, save_s)
+        began = time.monotonic()
+        batch = following or stage.generate(rollout_id)
+        if ahead and rollout_id + 1 < num_rollout:
+            following = stage.generate(rollout_id + 1)
+        _one_rollout(training, stage, rollout_id, batch, began, save_s)
         time.sleep(faults.step_delay_s)
         last = rollout_id == num_rollout - 1
         due = last or any((rollout_id + 1) % every == 0 for every in (args.save_interval, per_epoch) if every)
@@ -107,10 +116,17 @@ def _loop(args: Namespace, model: TinyLlama, stage: SftStage | GrpoStage, faults
             stage.evaluate(rollout_id)
 
 
-def _one_rollout(training: Training, stage: SftStage | GrpoStage, rollout_id: int, save_s: float | None) -> None:
-    """Get a rollout, train on it, and say so in slime's lines; the save before it too, as slime does one later."""
-    args, began = training.args, time.monotonic()
-    log.metrics("rollout", rollout_id, stage.rollout(rollout_id))
+def _one_rollout(
+    training: Training,
+    stage: SftStage | GrpoStage,
+    rollout_id: int,
+    batch: Drawn,
+    began: float,
+    save_s: float | None,
+) -> None:
+    """Train on a rollout, and say so in slime's lines; the save before it too, as slime does one later."""
+    args = training.args
+    log.metrics("rollout", rollout_id, stage.take(batch))
     training.faults.crash_if_due(rollout_id)
     rolled = time.monotonic()
     for step in range(args.num_steps_per_rollout):
@@ -121,7 +137,7 @@ def _one_rollout(training: Training, stage: SftStage | GrpoStage, rollout_id: in
         )
         number = rollout_id * args.num_steps_per_rollout + step
         log.metrics("step", number, values | {"train/step": number})
-    training.faults.log_batch(rollout_id, stage.drawn)
+    training.faults.log_batch(rollout_id, batch.prompts)
     train_s = time.monotonic() - rolled
     tokens = sum(map(len, stage.tokens))
     perf = {"train_wait_time": rolled - began, "actor_train_time": train_s, "actor_train_tok_per_s": tokens / train_s}

@@ -17,6 +17,7 @@ from blocks.recipe import Recipe
 from plugins.checkpoints.stores.folder import FolderStore
 from plugins.errors import ControlPlaneError, Fenced, StoreError, UserError
 from plugins.slime import layout
+from plugins.slime.cursor import Cursor
 from plugins.slime.progress import format_line, format_loaded
 from tasks.stage_attempt import ResumeUnproved, Stage, StageEnded, TrainerFailed
 from tasks.stage_contract import Heartbeat, InitFrom, StageOrder
@@ -43,7 +44,7 @@ class Start:
         save_dir = Path(self.env["TRAINSTACK_SAVE_DIR"])
         trainer, load_from = Trainer(save_dir), layout.read_tracker(save_dir)
         if self.flag("--load") and load_from is not None:
-            self.say(format_loaded(load_from, save_dir, now=NOW))
+            self.say(format_loaded(load_from, Path(self.flag("--load") or ""), now=NOW))
         first = 0 if self.flag("--load") is None else (load_from or 0) + 1
         self.say(format_line("step", first, {"train/loss": 1.0}, file="train.py", line=1, now=NOW))
         for iteration in iterations:
@@ -262,18 +263,34 @@ def test_a_trainer_that_is_done_before_it_said_where_it_started_still_has_its_la
     assert train_stage(bench.stage(), jobs).last_iteration == 7 and bench.stored() == [7]
 
 
-def test_prompts_that_a_resume_skips_are_counted(bench: Bench) -> None:
-    def train(start: Start) -> None:
-        start.save(3)
-        cursor = {"sample_offset": 20, "epoch_id": 0, "sample_group_index": 20, "sample_index": 20}
-        with zipfile.ZipFile(layout.dataset_state_file(Path(start.env["TRAINSTACK_SAVE_DIR"]), 3), "w") as archive:
-            archive.writestr("archive/data.pkl", pickle.dumps(cursor, protocol=2))
+def drew(start: Start, **counters: int) -> None:
+    """Save iteration 3, trained on 4 rollouts of 4 prompts, with such a cursor."""
+    start.save(3)
+    cursor = {"sample_offset": 20, "epoch_id": 0, "sample_group_index": 20, "sample_index": 20} | counters
+    with zipfile.ZipFile(layout.dataset_state_file(Path(start.env["TRAINSTACK_SAVE_DIR"]), 3), "w") as archive:
+        archive.writestr("archive/data.pkl", pickle.dumps(cursor, protocol=2))
 
+
+def test_a_batch_that_was_drawn_ahead_is_drawn_again_from_a_view_of_the_save_dir(bench: Bench) -> None:
     with pytest.raises(TrainerFailed):
-        train_stage(bench.stage(), ScriptedJobs(train, "FAILED"))
+        train_stage(bench.stage(), ScriptedJobs(drew, "FAILED"))
+    jobs, stage = ScriptedJobs(lambda start: start.save(7)), bench.stage(2)
+    result = train_stage(stage, jobs)
+    assert stage.load_dir == stage.dir / "load" and stage.cursor == Cursor(16, 0, 16, 16)
+    (start,) = jobs.starts
+    assert start.flag("--load") == str(stage.load_dir) == start.env["TRAINSTACK_LOAD_DIR"]
+    assert start.flag("--save") == str(stage.save_dir) == start.env["TRAINSTACK_SAVE_DIR"]
+    assert {row["what"]: row["verdict"] for row in result.proof}["loaded iteration"] == "ok"
+    assert "the data goes on at prompt 16, sample 16 (epoch 0): 4 prompts had been drawn ahead" in "\n".join(bench.said)
+    assert bench.stored() == [7, 3]
+
+
+def test_prompts_that_a_resume_skips_are_counted(bench: Bench) -> None:
+    with pytest.raises(TrainerFailed):
+        train_stage(bench.stage(), ScriptedJobs(lambda start: drew(start, sample_offset=1), "FAILED"))
     train_stage(bench.stage(2), ScriptedJobs(lambda start: start.save(7)))
-    # 4 rollouts of 4 prompts were trained, 20 prompts drawn
-    assert "WARNING 4 prompts were drawn and never trained before iteration 3" in bench.said
+    said = "WARNING 4 prompts were drawn and never trained before iteration 3; the cursor cannot be put back"
+    assert any(line.startswith(said) for line in bench.said), bench.said
 
 
 def test_a_resumed_trainer_that_saves_nothing_new_has_failed(bench: Bench) -> None:

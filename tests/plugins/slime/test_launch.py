@@ -8,6 +8,7 @@ from plugins.slime.defaults import Machine
 from plugins.slime.launch import HOME, TrainerSpec, build
 from plugins.slime.layout import write_tracker
 from plugins.tinyslime.flags import parse
+from tests.plugins.checkpoints.conftest import Trainer
 
 SMALL = {"rollout-batch-size": 4, "n-samples-per-prompt": 2, "rollout-max-response-len": 8}
 
@@ -37,8 +38,9 @@ def value(argv, flag):
 def test_the_stand_in_takes_the_same_flags_as_slime(tmp_path, stage):
     tiny = build(spec(tmp_path, stage=stage, init_dir=tmp_path / "hf", seed=7))
     slime = build(spec(tmp_path, stage=stage, init_dir=tmp_path / "hf", seed=7, kind="slime", slime_dir=tmp_path))
-    assert tiny.argv[:3] == [sys.executable, "-m", "plugins.tinyslime.train"]
-    assert slime.argv[:2] == ["python3", "train_async.py" if stage == "sft" else "train.py"]
+    script = "train_async" if stage == "sft" else "train"
+    assert tiny.argv[:3] == [sys.executable, "-m", f"plugins.tinyslime.{script}"]
+    assert slime.argv[:2] == ["python3", f"{script}.py"]
     assert tiny.argv[3:] == slime.argv[2:]
     args = parse(tiny.argv[3:])
     assert (args.save, args.save_interval, args.num_rollout) == (str(tmp_path / "save"), 5, 20)
@@ -105,12 +107,12 @@ def test_a_command_gets_old_and_new_environment_names(tmp_path):
 
 
 def test_a_resume_loads_the_save_dir_and_starts_after_its_tracker(tmp_path):
-    (tmp_path / "save").mkdir()
-    write_tracker(tmp_path / "save", 9)
+    Trainer(tmp_path / "save").save(9)
     launch = build(spec(tmp_path, load_dir=tmp_path / "save"))
     assert value(launch.argv, "--load") == str(tmp_path / "save")
     assert value(launch.argv, "--start-rollout-id") == "10"
-    assert launch.env["TRAINSTACK_LOAD_DIR"] == str(tmp_path / "save")
+    assert launch.env["TRAINSTACK_LOAD_DIR"] == launch.env["RELAY_RESUME_FROM"] == str(tmp_path / "save")
+    assert launch.load_dir == tmp_path / "save"
 
 
 def test_a_cold_start_loads_nothing_even_beside_an_old_tracker(tmp_path):
@@ -123,6 +125,10 @@ def test_a_cold_start_loads_nothing_even_beside_an_old_tracker(tmp_path):
 
 def test_a_resume_that_slime_would_turn_into_a_cold_start_is_refused(tmp_path):
     with pytest.raises(TornCheckpoint, match="tracker"):
+        build(spec(tmp_path, load_dir=tmp_path / "save"))
+    Trainer(tmp_path / "save").save(9)
+    (tmp_path / "save/iter_0000009/metadata.json").unlink()
+    with pytest.raises(TornCheckpoint, match=r"iter_0000009: has no metadata\.json"):
         build(spec(tmp_path, load_dir=tmp_path / "save"))
     with pytest.raises(UserError, match="restore it into the save dir"):
         build(spec(tmp_path, load_dir=tmp_path / "elsewhere"))

@@ -39,7 +39,7 @@ class Clock:
 
 
 def proof(restored: int | None = 19, cursor: Cursor | None = CURSOR, **options: object) -> ResumeProof:
-    return ResumeProof(restored, cursor, **{"save_dir": SAVE, "clock": Clock(), **options})  # type: ignore[arg-type]
+    return ResumeProof(restored, cursor, **{"load_dir": SAVE, "clock": Clock(), **options})  # type: ignore[arg-type]
 
 
 def after(judge: ResumeProof, *lines: str) -> Verdict:
@@ -152,9 +152,9 @@ def test_step_lines_count_steps_only_when_told_how_many_make_an_iteration() -> N
 
 def test_a_reference_model_is_not_taken_for_the_checkpoint() -> None:
     assert after(proof(), REFERENCE, LOADED, REFERENCE, hook(20)).proved
-    assert after(proof(save_dir=None), REFERENCE, LOADED, hook(20)).proved
+    assert after(proof(load_dir=None), REFERENCE, LOADED, hook(20)).proved
     assert after(proof(None, None), REFERENCE, hook(0, 0, 0)).proved
-    assert after(proof(None, None, save_dir=None), REFERENCE, hook(0, 0, 0)).proved
+    assert after(proof(None, None, load_dir=None), REFERENCE, hook(0, 0, 0)).proved
     another = format_loaded(19, Path("/w/ref"), now=NOW)
     assert after(proof(clock=lambda: 0.0, grace_s=0.0), another, said("step", 20)).failed
     no_tracker_elsewhere = NO_TRACKER.replace("/w/save/", "/w/save/non_persistent/")

@@ -108,7 +108,7 @@ def folder(tmp_path: Path) -> Path:
 @pytest.mark.parametrize("order", ["sync", "async"])
 def test_the_first_rollout_after_a_resume_starts_where_the_saved_cursor_stands(folder: Path, order: str) -> None:
     lines, hooked, _ = attempt(folder, 0, 3, order)
-    cold = ResumeProof(None, save_dir=folder)
+    cold = ResumeProof(None, load_dir=folder)
     for line in lines:
         cold.hear_line(line)
     for line in hooked:
@@ -118,7 +118,7 @@ def test_the_first_rollout_after_a_resume_starts_where_the_saved_cursor_stands(f
     cursor = read_cursor(layout.dataset_state_file(folder, 2))
     assert prompts_never_trained(cursor, 2, 4) == (0 if order == "sync" else 4)
     lines, hooked, _ = attempt(folder, 3, 6, order)
-    proof = ResumeProof(2, cursor, save_dir=folder)
+    proof = ResumeProof(2, cursor, load_dir=folder)
     proof.hear_line(format_loaded(2, folder, now=datetime.now()))
     for line in lines:
         proof.hear_line(line)
@@ -136,7 +136,7 @@ def test_a_missing_cursor_is_said_in_words_that_fail_the_proof(folder: Path) -> 
     argv = [sys.executable, "-c", code, str(folder), "3", "3", "sync"]
     env = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=120, check=False)
-    proof = ResumeProof(2, save_dir=folder)
+    proof = ResumeProof(2, load_dir=folder)
     for line in done.stdout.splitlines():
         proof.hear_line(line)
     assert proof.verdict().failed and "row 0" in proof.verdict().reason, done.stdout + done.stderr

@@ -26,12 +26,12 @@ def attempt(tmp_path, chats, prompts, monkeypatch):
         hook.unlink(missing_ok=True)
         monkeypatch.setenv(hooks.PROGRESS_FILE, str(hook))
         base = [*SFT, "--prompt-data", chats] if stage == "sft" else [*RL, "--prompt-data", prompts]
-        argv = [*base, *HOOK, "--lr-decay-iters", 20, "--num-rollout", last + 1, "--save", save, "--save-interval", 2]
+        argv = [*base, *HOOK, "--num-rollout", last + 1, "--save", save, "--save-interval", 2]
         restored = layout.read_tracker(save) if resume else None
         cursor = read_cursor(layout.dataset_state_file(save, restored)) if resume and judge else None
         if resume:
-            argv += ["--load", save, "--start-rollout-id", restored + 1]
-        proof = ResumeProof(restored, cursor, kind="tinyslime", save_dir=save, steps_per_rollout=1)
+            argv += ["--load", save, "--start-rollout-id", restored + 1, "--override-opt_param-scheduler"]
+        proof = ResumeProof(restored, cursor, kind="tinyslime", load_dir=save, steps_per_rollout=1)
         for line in train_here(*argv, *more, code=code).splitlines():
             proof.hear_line(line)
         for line in hook.read_text().splitlines() if hook.exists() else ():
@@ -103,7 +103,7 @@ def test_lines_about_the_data_cursor_are_slimes(attempt, tmp_path, chats):
         point.kind for line in train_here(*argv, "--ref-load", export / "0").splitlines() if (point := parse_line(line))
     ]
     assert kinds[0] == "no_dataset_state"  # slime looks for number -1 beside the start weights
-    resumed = train_here(*argv, "--num-rollout", 3, "--lr-decay-iters", 2, "--load", tmp_path / "s")
+    resumed = train_here(*argv, "--num-rollout", 3, "--override-opt_param-scheduler", "--load", tmp_path / "s")
     points = [point for line in resumed.splitlines() if (point := parse_line(line))]
     assert [(point.kind, point.number) for point in points[:2]] == [("loaded", 1), ("dataset_state", 1)]
 

@@ -33,21 +33,21 @@ def write_jsonl(path, rows):
     return path
 
 
-def train_here(*argv, code=0):
+def train_here(*argv, code=0, ahead=False):
     """The trainer in this process (faster); gives standard output, or standard error for another exit code."""
     from plugins.tinyslime.train import main
 
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        got = main([*map(str, argv)])
+        got = main([*map(str, argv)], ahead=ahead)
     assert got == code, f"exit code {got}\n{out.getvalue()[-2000:]}\n{err.getvalue()[-4000:]}"
     return err.getvalue() if code else out.getvalue()
 
 
-def start(argv, **env):
+def start(argv, module="plugins.tinyslime.train", **env):
     """The trainer as its own process, as a stage starts it."""
     return subprocess.Popen(
-        [sys.executable, "-m", "plugins.tinyslime.train", *map(str, argv)],
+        [sys.executable, "-m", module, *map(str, argv)],
         env=os.environ | {"PYTHONPATH": f"{HERE}:{HERE.parents[2]}", "PYTHONUNBUFFERED": "1"} | env,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
