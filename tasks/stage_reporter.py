@@ -16,6 +16,7 @@ from tasks import artifacts
 from tasks.stage_contract import HEARTBEAT_SUFFIX, Heartbeat, artifact_key, describe
 
 STATE_POLL_S = 2.0
+PAGE_S = 300.0  # drawing takes a second of one processor
 ENDED_FROM_OUTSIDE = frozenset(
     {StateType.CANCELLING, StateType.CANCELLED, StateType.CRASHED, StateType.FAILED, StateType.COMPLETED}
 )
@@ -24,7 +25,8 @@ ENDED_FROM_OUTSIDE = frozenset(
 class StageReporter:
     """Publishes heartbeats of one attempt and notices when somebody else ends its flow run.
 
-    Use as a context manager inside the flow. `ended_from_outside()` is the reason to stop, or None.
+    Use as a context manager inside the flow. `ended_from_outside()` is the reason to stop, or None. `page` makes the
+    stage's page of curves, which goes out now and then while the stage trains.
     """
 
     def __init__(self, run_id: str, flow_run_id: UUID, *, interval_s: float, log: Callable[[str], None]) -> None:
@@ -35,6 +37,9 @@ class StageReporter:
         self._beat: Heartbeat | None = None
         self._reason: str | None = None
         self._closed = threading.Event()
+        self.page: Callable[[], str | None] | None = None
+        self._page_id: UUID | None = None
+        self._page_in_s = PAGE_S
         self._beat_id: UUID | None = None
         self._progress_id: UUID | None = None
         self._thread = threading.Thread(target=self._run, name="stage-reporter", daemon=True)
@@ -64,7 +69,11 @@ class StageReporter:
                     self._look(client)
                     if last or waited >= self._interval_s:
                         self._publish(client)
+                        self._page_in_s -= waited
                         waited = 0.0
+                    if self._page_in_s <= 0 and not last:  # the last one is the flow's
+                        self._page_in_s = PAGE_S
+                        self._publish_page(client)
                 except Exception as error:  # any client error here is news about the server, not about the training
                     self._log(f"Prefect does not take news at the moment ({type(error).__name__}: {error})")
                 if last:
@@ -77,6 +86,16 @@ class StageReporter:
         state = client.read_flow_run(self._flow_run_id).state
         if state is not None and state.type in ENDED_FROM_OUTSIDE and not self._closed.is_set():
             self._reason = state.name or state.type.value
+
+    def _publish_page(self, client: SyncPrefectClient) -> None:
+        text = self.page() if self.page else None
+        if text is None or self._beat is None:
+            return
+        if self._page_id is None:
+            key = artifact_key(self._run_id, self._beat.stage, "curves")
+            self._page_id = artifacts.put_markdown(client, self._flow_run_id, key, text)
+        else:
+            artifacts.update(client, self._page_id, text)
 
     def _publish(self, client: SyncPrefectClient) -> None:
         if self._beat is None:

@@ -49,6 +49,10 @@ _SAID_WORDS = ("heckpoint", "metadata f", "will skip")
 """One of them is in every such line: most lines of a log need no further look."""
 _ROLLOUTS = "RolloutManager"
 """Ray actor of slime that owns the data source and prints samples (slime/ray/rollout.py); it loads no weights."""
+_WORDS = re.compile(
+    rf"{_BAR}\[\d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d[^\]]*\] (?:(?P<file>[\w./-]+\.py):\d+ - )?(?P<words>.*)"
+)
+_LAST_BAR = re.compile(r"(?P<name>[\w .\[\]/-]{0,60}?): +\d+%\|[^|\n]*\| *(?P<done>\d+)/(?P<total>\d+) \[[^\[\]]*\]? *")
 _NUMBER = r"[-+]?(?:nan|inf|(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)"
 _ITEM = re.compile(
     r"'(?P<key>[^'\\]+)': "
@@ -57,6 +61,9 @@ _ITEM = re.compile(
     r"|(?P<other>True|False|None|'[^']*'|\"[^\"]*\"|\[[^\[\]]*\]))"
     r"(?:, |$)"
 )
+
+_KEY = re.compile(r"'[^'\\]+': ")
+_NEXT_KEY = re.compile(r", '[^'\\]+': ")
 
 
 @dataclass(frozen=True)
@@ -115,14 +122,18 @@ def parse_values(body: str) -> dict[str, float]:
     """Numbers of a dict's repr without its braces; never evaluated. Empty when the text is not such a repr.
 
     Known spellings: `0.5`, `1e-06`, `nan`, `inf`, `np.float64(0.5)`, `tensor(0.5, device='cuda:0')`. Other values
-    are left out.
+    are left out, and one that is spelt as nothing known costs no other.
     """
     values: dict[str, float] = {}
     position = 0
     while position < len(body):
         item = _ITEM.match(body, position)
         if item is None:
-            return {}
+            following = _NEXT_KEY.search(body, position + 1) if _KEY.match(body, position) else None
+            if following is None:
+                return values if _KEY.match(body, position) else {}
+            position = following.start() + 2
+            continue
         number = item["plain"] or item["wrapped"]
         if number is not None:
             values[item["key"]] = float(number)
@@ -152,6 +163,31 @@ def parse_line(line: str) -> Point | None:
             found = match.groupdict()
             return Point(kind, int(found.get("number") or 0), text=found["text"]) if _may_say(actor, kind) else None
     return None
+
+
+@dataclass(frozen=True)
+class Words:
+    """One message of a logger. speaker: Ray's prefix, '' for the driver; file: the code that speaks, where it is named
+    (SGLang's engines stamp their lines and name none)."""
+
+    speaker: str
+    file: str
+    text: str
+
+
+def logged(line: str) -> Words | None:
+    """The message of a line that a logger stamped; None for any other line."""
+    prefix, text = undressed(line)
+    found = _WORDS.fullmatch(text)
+    return Words(prefix[0] if prefix else "", found["file"] or "", found["words"]) if found else None
+
+
+def bar(text: str) -> tuple[str, int, int] | None:
+    """Name, count and total of the progress bar that a text ends with as tqdm drew it last; None when there is none."""
+    drawn = _ANSI.sub("", text).rstrip("\r\n ").replace("\n", "\r").rsplit("\r", 1)[-1]
+    prefix = _RAY_PREFIX.match(drawn)
+    found = _LAST_BAR.fullmatch(drawn[prefix.end() :] if prefix else drawn)
+    return (found["name"].strip(), int(found["done"]), int(found["total"])) if found else None
 
 
 def _may_say(actor: str | None, kind: str) -> bool:

@@ -1,0 +1,174 @@
+"""What a trainer died of, and which key of the recipe would mend it, from the end of its log.
+
+The same log carries prompts, answers and what environments print, tracebacks among them. So a line counts only as one
+of these, and only from its first character on: a line of an exception that ended a traceback, the driver's before its
+actors'; a bare line of a native library or of Ray's daemons; the logger's last message. What the RolloutManager prints,
+which runs the user's code and shows samples, counts only where the driver has no exception of its own. The known causes
+stand in `causes`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+from plugins.slime.causes import CAUSES, Cause, Mend
+from plugins.slime.progress import logged, undressed
+
+TAIL_LINES = 3000
+"""How much of a log's end is worth keeping for a diagnosis: every rank may print its own traceback."""
+LONGEST_LINE = 4000
+_MESSAGE_LINES = 12
+_NAMES_OF_KILLS = {137: 9, -9: 9, 139: 11, -11: 11}
+
+_RANK = re.compile(r"\[rank\d+\]: ?")  # torch's excepthook, torch/distributed/distributed_c10d.py:1922
+_DAEMON = re.compile(r"\((?:raylet|gcs_server|autoscaler|scheduler)[^()]*\) ")
+_BAR = re.compile(r"[\w .-]+: +\d+%\|[^|\n]*\| *\d+/\d+ \[[^\[\]]*\] *")
+_HEADING = "Traceback (most recent call last):"
+_FRAME = re.compile(r'\s+File "[^"]*", line \d+')
+_EXCEPTION = re.compile(r"[A-Za-z_][\w.]*(?:\([\w.]+\))?(?::.*)?")
+# slime/rollout/sglang_rollout.py:418,444,593, sft_rollout.py:63: messages that show a sample
+_SHOWS_SAMPLE = re.compile(
+    r"First rollout sample: |Finish rollout: |eval_rollout_single_dataset example |sft_rollout::"
+)
+_USERS_CODE = "RolloutManager"
+_STAGE_KEY = re.compile(r"\b(?:parallelism|engine|rollout|optimisation|model|data|extra_args)\b")
+_BLANK = re.compile(r" ?\(\{which\}\)|: \{which\}| (?:of type|at|module) \{which\}")
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """name: stable; what: one sentence; remedy: names the recipe's key; mend: who can do something about it."""
+
+    name: str
+    what: str
+    remedy: str
+    mend: Mend
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.what}. What to do: {self.remedy}."
+
+
+@dataclass
+class _Evidence:
+    """Lines that may show a cause, with where they stand. kind: exception, bare or logged."""
+
+    kind: str
+    speaker: str
+    lines: list[str]
+    around: str = ""
+
+
+@dataclass
+class _Reader:
+    """Takes a log apart, each speaker by itself: Ray mixes their lines."""
+
+    found: list[_Evidence] = field(default_factory=list)
+    last_logged: _Evidence | None = None
+    _frames: dict[str, list[str]] = field(default_factory=dict)
+    _open: dict[str, _Evidence] = field(default_factory=dict)
+    _chain: dict[str, str] = field(default_factory=dict)
+    _in_sample: set[str] = field(default_factory=set)
+
+    def take(self, line: str) -> None:
+        """Take the next line."""
+        line = line[:LONGEST_LINE]
+        prefix, text = undressed(line)
+        speaker = prefix[0] if prefix else ""
+        text = _BAR.sub("", _DAEMON.sub("", _RANK.sub("", text, count=1), count=1), count=1)
+        words = logged(text)
+        if words is not None:
+            self._take_logged(speaker, words.text)
+        elif speaker in self._in_sample:
+            return
+        elif text == _HEADING or _FRAME.match(text):
+            self._open.pop(speaker, None)
+            self._frames.setdefault(speaker, []).append(text.strip())
+        elif speaker in self._frames:
+            self._take_traceback(speaker, text)
+        elif speaker in self._open and text.strip():
+            if len(self._open[speaker].lines) < _MESSAGE_LINES:
+                self._open[speaker].lines.append(text)
+        elif text.strip():
+            self._open.pop(speaker, None)
+            self.found.append(_Evidence("bare", speaker, [text], speaker))
+
+    def _take_logged(self, speaker: str, text: str) -> None:
+        self._open.pop(speaker, None)
+        self._frames.pop(speaker, None)
+        self._in_sample.discard(speaker)
+        if _SHOWS_SAMPLE.match(text):
+            self._in_sample.add(speaker)
+            return
+        self.last_logged = _Evidence("logged", speaker, [text], speaker)
+        if text.endswith(_HEADING):  # SGLang logs a whole traceback as one message
+            self._frames[speaker] = []
+            self.found.append(_Evidence("bare", speaker, [text], speaker))
+
+    def _take_traceback(self, speaker: str, text: str) -> None:
+        if not text.strip() or text.startswith((" ", "\t", "|", "+")):
+            return
+        frames = self._frames.pop(speaker)
+        if _EXCEPTION.fullmatch(text) is None:
+            return
+        around = "\n".join([speaker, self._chain.get(speaker, ""), *frames, text])[-20_000:]
+        self._chain[speaker] = around
+        self._open[speaker] = _Evidence("exception", speaker, [text], around)
+        self.found.append(self._open[speaker])
+
+    def evidence(self) -> list[_Evidence]:
+        """All of it, the most telling first."""
+        driver = [one for one in self.found if one.kind == "exception" and not one.speaker]
+        others = [one for one in self.found if one.speaker and one.kind == "exception"]
+        bare = [one for one in self.found if one.kind == "bare" and _USERS_CODE not in one.speaker]
+        if driver:
+            others = [one for one in others if _USERS_CODE not in one.speaker]
+        last = [self.last_logged] if self.last_logged else []
+        return [*reversed(driver), *reversed(others), *reversed(bare), *last]
+
+
+def diagnose(lines: Iterable[str], exit_code: int | None = None, kind: str = "slime") -> Diagnosis | None:
+    """The known cause that a log's end shows; None when it shows none.
+
+    lines: the end of the driver's log (TAIL_LINES are plenty), or of a worker's. exit_code: the trainer's, as Ray or a
+    shell gives it. kind: `slime`, `tinyslime` or `command`; advice for a command's own flags is left to its author.
+    """
+    reader = _Reader()
+    for line in lines:
+        reader.take(line)
+    evidence = reader.evidence()
+    for rank in (0, 1, 2):
+        causes = [cause for cause in CAUSES if cause.rank == rank]
+        for one in evidence:
+            if found := _first_match(causes, one):
+                return _with_advice_for(kind, found)
+    return _killed(exit_code)
+
+
+def _first_match(causes: Sequence[Cause], evidence: _Evidence) -> Diagnosis | None:
+    for cause in causes:
+        for line in evidence.lines:
+            if (match := cause.match(line)) and cause.fits(evidence.around):
+                which = match.groupdict().get("which")
+                what = cause.what if which else _BLANK.sub("", cause.what)
+                return Diagnosis(cause.name, what.format(which=(which or "").strip(" .,:")), cause.remedy, cause.mend)
+    return None
+
+
+def _with_advice_for(kind: str, found: Diagnosis) -> Diagnosis:
+    if kind != "command" or _STAGE_KEY.search(found.remedy) is None:
+        return found
+    return Diagnosis(found.name, found.what, "Change your command's own settings accordingly", found.mend)
+
+
+def _killed(exit_code: int | None) -> Diagnosis | None:
+    """What an exit code alone says: 128 + the signal, or Python's minus the signal."""
+    number = _NAMES_OF_KILLS.get(exit_code or 0)
+    if number == 9:
+        what = f"The trainer was killed (exit code {exit_code}) and said nothing, as the kernel does when memory is out"
+        return Diagnosis("killed", what, "Rent a host with more memory: pod.min_ram_gb", "unknown")
+    if number == 11:
+        what = f"The trainer crashed in native code (exit code {exit_code})"
+        return Diagnosis("segmentation-fault", what, "Use another pod.image; the next attempt may do", "unknown")
+    return None

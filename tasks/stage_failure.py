@@ -1,0 +1,83 @@
+"""The error that a failed trainer becomes: where it failed, what it died of, what to do, and its last lines.
+
+`chain.py` reads the first line again to tell whether a stage fails twice in the same way, so its form is fixed:
+
+    Run <run>, <submission>: <problem>, at iteration 7 [<name>: <signature>].
+    <name>: <what happened>. What to do: <remedy>.          (where the cause is known)
+    Its last lines:
+    ...
+"""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from plugins.errors import TrainstackError
+from plugins.rayjobs.settings import read_info
+from plugins.slime.diagnose import Diagnosis, diagnose
+from plugins.slime.failure import signature
+from plugins.slime.watchdog import Stall
+from plugins.slime.worker_logs import last_lines
+from tasks.stage_attempt import PodUnfit, Stage, TrainerFailed
+
+SHOWN_LINES = 25
+
+
+def ended_badly(
+    stage: Stage, problem: str, tail: Sequence[str], *, exit_reason: str, exit_code: int | None, since: float
+) -> TrainstackError:
+    """The error for a trainer that ended without reaching its last iteration.
+
+    tail: the end of its log; exit_reason: its job's last state, exit_code its own; since: when it was started, epoch
+    seconds. A PodUnfit when the machine is at fault, else a TrainerFailed.
+    """
+    kind = stage.order.recipe.trainer.kind
+    found = diagnose(tail, None, kind)
+    logs = ray_logs(stage)
+    if found is None and logs is not None:
+        found = diagnose(last_lines(logs, since), None, kind)  # what actors said after the driver had died
+    found = found or diagnose((), exit_code, kind)
+    if found is not None and found.name == "disk-full" and _filled_by_others(stage.root):
+        what = "The host's disk is full, and most of it is not this run's"
+        found = replace(
+            found, what=what, remedy="Nothing in the recipe: the next attempt goes to another host", mend="pod"
+        )
+    shown = tail[-SHOWN_LINES:]
+    said = signature(shown, exit_reason)
+    return _error(stage, problem, f"{found.name}: {said}" if found else said, found, shown)
+
+
+def stood_still(stage: Stage, stall: Stall, tail: Sequence[str]) -> TrainstackError:
+    """The error for a trainer that the watchdog stops."""
+    found = Diagnosis(stall.name, stall.sentence, stall.remedy, "unknown")
+    problem = "the trainer made no progress and was stopped"
+    return _error(stage, problem, f"{stall.name} in {stall.phase}", found, tail[-SHOWN_LINES:])
+
+
+def ray_logs(stage: Stage) -> Path | None:
+    """Where Ray's workers write on this pod; None when no head runs."""
+    info = read_info(stage.ray_state)
+    return Path(info.log_dir) if info else None
+
+
+def _error(
+    stage: Stage, problem: str, cause: str, found: Diagnosis | None, shown: Sequence[str]
+) -> TrainerFailed | PodUnfit:
+    done = stage.progress.iteration
+    at = "before its first iteration" if done is None else f"at iteration {done}"
+    known = f"\n{found}\n" if found else " "
+    text = "\n".join(shown) or "(it wrote nothing)"
+    kind = PodUnfit if found is not None and found.mend == "pod" else TrainerFailed
+    return kind(
+        f"Run {stage.order.run_id}, {stage.submission_id}: {problem}, {at} [{cause}].{known}Its last lines:\n{text}"
+    )
+
+
+def _filled_by_others(root: Path) -> bool:
+    """Whether most of what is on this disk is not ours; what was deleted while the trainer ended may be missing."""
+    try:
+        own = sum(file.stat().st_size for file in root.rglob("*") if file.is_file() and not file.is_symlink())
+        return shutil.disk_usage(root).used > 2 * own
+    except OSError:
+        return False
