@@ -27,7 +27,7 @@ def command_line(recipe: Recipe, name: StageName, data: StageData | None, *, sli
         save_dir=stage_dir / "save",
         rollout_dir=stage_dir / "attempt-1/rollouts",
         init_dir=weights,
-        data=POD / "data" / data.path.name if data else None,
+        data=POD / "data" / Path(section.dataset.path).name if section.dataset else None,
         eval_data={one: POD / "data" / Path(path).name for one, path in section.evaluation.data.items()},
         env_url="http://127.0.0.1:1" if name == "rl" else None,
         slime_dir=slime_dir,
