@@ -19,7 +19,7 @@ import json
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence, Set
 from pathlib import Path
 from typing import Any
 
@@ -141,8 +141,10 @@ _KINDS_OF_MEGATRON = {
 def _kind(action: argparse.Action) -> tuple[str, tuple[str, ...]]:
     convert: Callable[[str], Any] | None = action.type  # type: ignore[assignment]
     kind = _KINDS[convert] if convert in _KINDS else _KINDS_OF_MEGATRON.get(getattr(convert, "__name__", ""), "any")
-    choices = tuple(_text(choice) for choice in action.choices or ())
-    return kind, choices if kind != "any" and not any(" " in choice or not choice for choice in choices) else ()
+    if kind == "any" or not isinstance(action.choices, Sequence | Set):  # some containers only know what is in them
+        return kind, ()
+    choices = tuple(_text(choice) for choice in action.choices)
+    return kind, () if any(" " in choice or not choice for choice in choices) else choices
 
 
 def _text(value: object) -> str:

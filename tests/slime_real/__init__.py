@@ -1,6 +1,6 @@
 """slime's and Megatron's own parsers and validation, run on this machine without a GPU.
 
-    SLIME=<checkout of slime v0.3.1> MEGATRON=<checkout of the Megatron-LM that it pins> pytest -m slime tests/slime_real
+    SLIME=<checkout of slime v0.3.1> MEGATRON=<checkout of the Megatron-LM it pins> pytest -m slime tests/slime_real
 
 `stubs/` stands in for what needs CUDA (SGLang, its router) or is only imported (W&B): everything else is the real
 code, Megatron with the patch that slime's image puts on it (it adds flags that some models need). `validate` goes
@@ -29,7 +29,8 @@ MEGATRON = Path(os.environ.get("MEGATRON") or "absent")
 needs_slime = [
     pytest.mark.slime,
     pytest.mark.skipif(
-        not (SLIME / "slime/utils/arguments.py").is_file() or not (MEGATRON / "megatron/training/arguments.py").is_file(),
+        not (SLIME / "slime/utils/arguments.py").is_file()
+        or not (MEGATRON / "megatron/training/arguments.py").is_file(),
         reason="SLIME and MEGATRON name no checkouts of upstream slime and Megatron-LM",
     ),
 ]

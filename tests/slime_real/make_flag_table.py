@@ -21,7 +21,7 @@ def recorded() -> list[Flag]:
 def made_from() -> list[str]:
     """What the first lines of the table say."""
     return [
-        "Options of slime's train.py and train_async.py. Made by `python -m tests.slime_real.make_flag_table`; not edited.",
+        "Options of slime's train.py and train_async.py, made by `python -m tests.slime_real.make_flag_table`.",
         f"slime {_git(SLIME, 'describe', '--tags', '--always')} (commit {_git(SLIME, 'rev-parse', 'HEAD')})",
         f"Megatron-LM commit {_git(MEGATRON, 'rev-parse', 'HEAD')} with slime's docker/patch/latest/megatron.patch",
     ]

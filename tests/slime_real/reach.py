@@ -27,7 +27,7 @@ def main(script, argv):
     answer = os.dup(1)
     os.dup2(2, 1)
     sys.argv = [script, *argv]
-    sys.path.insert(0, os.getcwd())
+    sys.path.insert(0, "")
     try:
         stop_at_the_gpus()
         with errors_with_words():
