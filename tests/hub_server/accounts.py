@@ -7,7 +7,7 @@ from typing import Any
 
 from starlette.requests import Request
 
-from tests.hub_server.names import Answer
+from tests.hub_server.names import Answer, owner_of
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Token:
 
     def may(self, permission: str, repo: str) -> bool:
         """Whether it allows `repo.content.read` or `repo.write` on 'owner/name'."""
-        owner = repo.partition("/")[0]
+        owner = owner_of(repo)
         if owner not in (self.user, *self.orgs):
             return False
         if self.role == "fineGrained":
@@ -73,5 +73,5 @@ class Accounts:
         if token is None:
             raise Answer(401, "Invalid username or password.")
         if not token.may("repo.write", repo):
-            raise Answer(403, f"Forbidden: you must use a write token with rights on {repo.partition('/')[0]}")
+            raise Answer(403, f"Forbidden: you must use a write token with rights on {owner_of(repo)}")
         return token

@@ -18,7 +18,7 @@ from starlette.types import Receive, Scope, Send
 from tests.hub_server import commits, pages
 from tests.hub_server.accounts import Accounts, Token
 from tests.hub_server.faults import CONTROL, Faults
-from tests.hub_server.names import Answer, is_lfs, repo_not_found
+from tests.hub_server.names import Answer, is_lfs, named, of_kind, repo_not_found
 from tests.hub_server.repos import Repo, Repos
 from tests.hub_server.storage import Storage
 
@@ -92,7 +92,7 @@ class Hub:
         await answer(scope, receive, send)
 
     async def _answer(self, request: Request) -> Response:
-        raw = request.scope["raw_path"].decode().partition("?")[0]
+        raw = of_kind(request.scope["raw_path"].decode().partition("?")[0])
         method = "GET" if request.method == "HEAD" else request.method
         for wanted, pattern, handler in self._routes:
             if wanted == method and (match := pattern.fullmatch(raw)):
@@ -125,7 +125,7 @@ class Hub:
         if token is None:
             raise Answer(401, "Invalid username or password.")
         owner = body.get("organization") or token.user
-        name = f"{owner}/{body['name']}"
+        name = named(f"{owner}/{body['name']}", body)
         if owner not in (token.user, *token.orgs) or not token.may("repo.write", name):
             raise Answer(403, f'You don\'t have the rights to create a model under the namespace "{owner}"')
         if self.repos.get(name):
@@ -137,7 +137,7 @@ class Hub:
     async def delete(self, request: Request) -> Response:
         body = await _json(request)
         token = self.accounts.caller(request)
-        name = f"{body.get('organization') or (token.user if token else '')}/{body['name']}"
+        name = named(f"{body.get('organization') or (token.user if token else '')}/{body['name']}", body)
         self.accounts.writer(request, name)
         if self.repos.get(name) is None:
             raise repo_not_found(anonymous=False)

@@ -13,6 +13,27 @@ GITATTRIBUTES = "".join(f"{pattern} filter=lfs diff=lfs merge=lfs -text\n" for p
 POINTER_BYTES = 134
 
 
+DATASETS = "datasets/"
+
+
+def named(name: str, body: dict[str, Any]) -> str:
+    """Our name of a repository 'owner/name': a data set may have the name of a model and is another one."""
+    return f"{DATASETS}{name}" if body.get("type") == "dataset" else name
+
+
+def owner_of(repo: str) -> str:
+    """The user or organisation."""
+    return repo.removeprefix(DATASETS).partition("/")[0]
+
+
+def of_kind(raw_path: str) -> str:
+    """The path of a data set's call as that of a model with our name for it."""
+    for prefix, ours in (("/api/datasets/", "/api/models/datasets%2F"), ("/datasets/", "/datasets%2F")):
+        if raw_path.startswith(prefix):
+            return ours + raw_path.removeprefix(prefix)
+    return raw_path
+
+
 class Answer(Exception):
     """Ends a request with an error: `X-Error-Code` is what `huggingface_hub` tells its exceptions apart by."""
 

@@ -6,7 +6,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, RedirectResponse, Response
 
-from tests.hub_server.names import POINTER_BYTES, Answer, entry_not_found, tree_hash
+from tests.hub_server.names import POINTER_BYTES, Answer, entry_not_found, owner_of, tree_hash
 from tests.hub_server.repos import Repo
 from tests.hub_server.storage import Storage
 
@@ -21,7 +21,7 @@ def info(repo: Repo, revision: str, *, blobs: bool) -> JSONResponse:
             if "lfs" in entry:
                 sibling["lfs"] = {"size": entry["size"], "sha256": entry["lfs"], "pointerSize": POINTER_BYTES}
         siblings.append(sibling)
-    owner = repo.name.partition("/")[0]
+    owner = owner_of(repo.name)
     found = {"_id": repo.name, "id": repo.name, "modelId": repo.name, "author": owner, "sha": commit["id"]}
     found |= {"lastModified": commit["date"], "createdAt": about["created"], "private": about["private"]}
     return JSONResponse(found | {"gated": False, "disabled": False, "tags": [], "siblings": siblings})

@@ -21,7 +21,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from tests.hub_server.names import GITATTRIBUTES, Answer, git_hash, revision_not_found
+from tests.hub_server.names import GITATTRIBUTES, Answer, git_hash, owner_of, revision_not_found
 
 Files = dict[str, dict[str, Any]]
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}")
@@ -113,7 +113,7 @@ class Repos:
             return self._open.setdefault(name, Repo(folder, name))
 
     def create(self, name: str, private: bool) -> Repo:
-        owner, _, short = name.partition("/")
+        owner, short = owner_of(name), name.rpartition("/")[2]
         if not _NAME.fullmatch(short) or not _NAME.fullmatch(owner):
             raise Answer(400, f"Invalid repository name {name}")
         folder = self.root / name

@@ -43,7 +43,7 @@ T = TypeVar("T")
 Kind = Literal["model", "dataset"]
 PAUSES_S = (1.0, 2.0, 5.0, 10.0, 20.0, 40.0)
 """Pauses between tries while nothing comes; what came is kept, and the pauses begin anew after every byte."""
-CHUNK_BYTES = 4 * 2**20
+CHUNK_BYTES = 2**18  # what a cut may lose
 WORKERS = 8
 SPARE_BYTES = 2**30
 """What must stay free on the disk besides the files."""
@@ -147,8 +147,8 @@ class HubSource:
             free = shutil.disk_usage(folder).free
         if left > 0 and left + SPARE_BYTES > free:
             raise UserError(
-                f"{folder}: {self.repo} needs {left / 1e9:.1f} GB more there and {free / 1e9:.1f} GB are free: rent a "
-                "pod with a larger disk (pod.min_disk_gb)"
+                f"{folder}: {self.repo} needs {left / 1e9:.1f} GB more there and {free / 1e9:.1f} GB are free: free "
+                "space there, or rent a pod with a larger disk (pod.min_disk_gb)"
             )
         outer = stop or threading.Event()
 
@@ -295,5 +295,5 @@ def _full_disk(path: Path) -> Iterator[None]:
         yield
     except StoreError as error:
         if isinstance(error.__cause__, OSError) and error.__cause__.errno in _FULL:
-            raise UserError(f"{path}: the disk is full: rent a pod with a larger disk (pod.min_disk_gb)") from error
+            raise UserError(f"{path}: the disk is full: free space, or rent a larger one (pod.min_disk_gb)") from error
         raise
