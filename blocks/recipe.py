@@ -148,6 +148,8 @@ class TrainerSection(Section):
         "slime", description="slime; tinyslime, its stand-in for machines with no GPU; or your own command."
     )
     slime_dir: str = Field("/root/slime", description="Folder of slime on the pod (kind: slime).")
+    megatron_dir: str = Field("/root/Megatron-LM", description="Folder of Megatron-LM on the pod (kind: slime).")
+    python: str = Field("python3", description="Interpreter on the pod that has slime and Ray (kind: slime).")
 
 
 class EnvironmentSection(Section):

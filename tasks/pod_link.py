@@ -194,6 +194,7 @@ def boot_document(recipe: Recipe, run_id: str, row: PodRow, api_env: dict[str, s
     ray += ["--num-cpus", str(recipe.pod.ray_cpus)]
     if recipe.trainer.kind == "slime":
         ray += ["--num-gpus", str(recipe.pod.gpu_count), "--cwd", recipe.trainer.slime_dir]
+        ray += ["--python", recipe.trainer.python]
     worker = ["python", "-m", "prefect", "worker", "start", "--pool", WORK_POOL, "--work-queue", row.name]
     worker += ["--limit", "1", "--name", row.name]
     services = [{"name": "worker", "argv": worker}, {"name": "ray", "argv": ray}]

@@ -194,7 +194,7 @@ class Supervisor:
         log = open_log(self.boot.state_dir / f"{spec.name}.log")
         try:
             service.process = subprocess.Popen(
-                spec.argv,
+                [sys.executable if spec.argv[0] == "python" else spec.argv[0], *spec.argv[1:]],
                 cwd=spec.cwd,
                 env=environment,
                 stdin=subprocess.DEVNULL,

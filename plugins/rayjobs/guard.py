@@ -104,7 +104,7 @@ def _start(settings: HeadSettings, temp_dir: Path) -> HeadInfo:
     deadline = time.monotonic() + settings.start_timeout_s
     with log.open("wb") as out:
         starter = subprocess.Popen(
-            ray_start_argv(settings, sys.executable, temp_dir),
+            ray_start_argv(settings, temp_dir),
             stdin=subprocess.DEVNULL,
             stdout=out,
             stderr=subprocess.STDOUT,

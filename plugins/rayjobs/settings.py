@@ -14,6 +14,7 @@ import json
 import os
 import secrets
 import shutil
+import sys
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -34,7 +35,7 @@ class HeadSettings:
 
     num_gpus None: Ray looks itself; store_bytes None: small without GPUs, Ray's own default (30% of memory) with them.
     node_ip: the address at which other nodes reach this one; head: `host:port` of the head that a worker joins, None
-    for the head itself.
+    for the head itself. python: starts Ray, and so runs what runs in it: actors need the one that has slime.
     """
 
     state: Path
@@ -43,6 +44,7 @@ class HeadSettings:
     cwd: Path | None = None
     store_bytes: int | None = None
     start_timeout_s: float = 90.0
+    python: str = sys.executable
     node_ip: str = LOOPBACK
     node_name: str | None = None
     head: str | None = None
@@ -132,10 +134,10 @@ def ray_environment(token: Path, node_ip: str = LOOPBACK) -> dict[str, str]:
     }
 
 
-def ray_start_argv(settings: HeadSettings, python: str, temp_dir: Path) -> list[str]:
+def ray_start_argv(settings: HeadSettings, temp_dir: Path) -> list[str]:
     """Command line of `ray start`: every port free, loopback only unless the node has another address."""
     store = settings.store_bytes if settings.store_bytes or settings.num_gpus else LAPTOP_STORE_BYTES
-    argv = [python, "-m", "ray.scripts.scripts", "start", "--node-ip-address", settings.node_ip]
+    argv = [settings.python, "-m", "ray.scripts.scripts", "start", "--node-ip-address", settings.node_ip]
     if settings.head is None:
         argv += ["--head", "--port", "0", "--dashboard-host", LOOPBACK, "--dashboard-port", "0"]
     else:

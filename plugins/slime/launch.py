@@ -35,7 +35,8 @@ class TrainerSpec:
     absolute total (slime.md 2.4), num_epoch counts over data_rows; one of the two is given.
     args: slime flags without their dashes, they win over our defaults; keys: the recipe's key of a flag, for messages;
     command: the argv of kind `command`. eval_data: name and file of each evaluation set.
-    model: name of a `scripts/models/<model>.sh` of slime; megatron_dir: where slime's image keeps Megatron-LM.
+    model: name of a `scripts/models/<model>.sh` of slime; megatron_dir: where slime's image keeps Megatron-LM; python:
+    what runs slime there.
     machine: the GPUs of the stage; nvlink: whether they are joined by NVLink, None where nobody looked.
     asynchronous: RL generates ahead (train_async.py).
     """
@@ -63,6 +64,7 @@ class TrainerSpec:
     seed: int | None = None
     model: str | None = None
     megatron_dir: Path = Path("/root/Megatron-LM")
+    python: str = "python3"
     machine: Machine = field(default_factory=Machine)
     nvlink: bool | None = None
     asynchronous: bool = False
@@ -114,7 +116,7 @@ def build(spec: TrainerSpec) -> Launch:
     if spec.kind == "tinyslime":
         module = f"plugins.tinyslime.{Path(spec.script).stem}"
         return Launch([sys.executable, "-m", module, *render(flags)], env, HOME, last, load_dir=load_dir, notes=notes)
-    argv = ["python3", spec.script, *architecture, *render(flags)]
+    argv = [spec.python, spec.script, *architecture, *render(flags)]
     return Launch(argv, env, slime_dir, last, architecture, load_dir, notes)
 
 
@@ -151,6 +153,7 @@ def trainer_flags(spec: TrainerSpec, architecture: Sequence[str] = ()) -> dict[s
     flags["save-interval"] = spec.save_interval
     flags["save-hf"] = f"{spec.save_dir}/hf/{{rollout_id}}"
     flags["custom-rollout-log-function-path"] = f"{hooks.__name__}.{hooks.custom_rollout_log.__name__}"
+    flags["custom-eval-rollout-log-function-path"] = f"{hooks.__name__}.{hooks.custom_eval_rollout_log.__name__}"
     if spec.seed is not None:
         flags["seed"] = spec.seed
         flags.setdefault("rollout-seed", spec.seed)

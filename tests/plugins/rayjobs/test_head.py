@@ -1,10 +1,12 @@
 import signal
+import sys
 from pathlib import Path
 
 import pytest
 
 from plugins.errors import ControlPlaneError
-from plugins.rayjobs.settings import read_info
+from plugins.rayjobs.head import parse
+from plugins.rayjobs.settings import ray_start_argv, read_info
 
 from .conftest import running_head, until
 
@@ -45,3 +47,10 @@ def test_nothing_of_ray_stays_when_the_head_is_killed(tmp_path):
         until(lambda: not head.processes(), 15)
         until(lambda: not Path(head.info.temp_dir).exists(), 15)
         assert read_info(head.state) is None
+
+
+def test_ray_is_started_by_the_interpreter_that_has_the_trainer(tmp_path):
+    """Actors run under the interpreter of `ray start`: on a pod that is slime's, not the one of our environment."""
+    settings = parse(["--state", str(tmp_path), "--num-cpus", "2", "--python", "/usr/bin/python3"])
+    assert ray_start_argv(settings, tmp_path)[0] == "/usr/bin/python3"
+    assert ray_start_argv(parse(["--state", str(tmp_path), "--num-cpus", "2"]), tmp_path)[0] == sys.executable

@@ -108,9 +108,9 @@ def test_a_worker_ends_cleanly_and_without_a_head_it_ends_by_itself(tmp_path):
 
 def test_on_the_way_to_other_machines_the_address_is_the_overlays_and_the_jobs_api_stays_on_loopback(tmp_path):
     head = HeadSettings(tmp_path, 2, node_ip="10.42.0.1", node_name="node-0")
-    words = " ".join(ray_start_argv(head, "python", tmp_path))
+    words = " ".join(ray_start_argv(head, tmp_path))
     assert "--head" in words and "--node-ip-address 10.42.0.1" in words and "--dashboard-host 127.0.0.1" in words
     worker = HeadSettings(tmp_path, 2, node_ip="10.42.0.2", head="10.42.0.1:6379")
-    words = " ".join(ray_start_argv(worker, "python", tmp_path))
+    words = " ".join(ray_start_argv(worker, tmp_path))
     assert "--address 10.42.0.1:6379" in words and "--head" not in words and "dashboard-host" not in words
     assert ray_environment(tmp_path, "10.42.0.2")["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] == "1", "or Ray refuses workers"
