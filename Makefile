@@ -8,6 +8,7 @@ WORKERS ?= $(shell n=$$(nproc 2>/dev/null || echo 2); [ $$n -gt 3 ] && echo 4 ||
 # An index with CPU builds of torch, for machines where plain pip would take the CUDA build (see README).
 TORCH_INDEX ?=
 SLIME ?= slime
+MEGATRON ?= megatron
 # How many fault schedules, and which: the same seed gives the same ones.
 SCHEDULES ?= 1000
 SEED ?= 1
@@ -15,7 +16,7 @@ SEED ?= 1
 GB ?= 4
 ROUNDS ?= 3
 
-.PHONY: help install demo test test-slime lint faults bench serve down clean
+.PHONY: help install demo test test-slime flag-table lint faults bench serve down clean
 
 help:  ## list what can be made
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 14
@@ -35,8 +36,11 @@ demo: install  ## SFT, then RL, on an emulated pod; KEEP=1 leaves the servers ru
 test: install  ## the test suite
 	@$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup -m "not slime"
 
-test-slime: install  ## tests beside a checkout of slime: make test-slime SLIME=path
-	@SLIME=$(SLIME) $(BIN)/python -m pytest -q -m slime
+test-slime: install  ## tests beside checkouts: make test-slime SLIME=path MEGATRON=path (the Megatron-LM slime pins)
+	@SLIME=$(abspath $(SLIME)) MEGATRON=$(abspath $(MEGATRON)) $(BIN)/python -m pytest -q -rs -n $(WORKERS) --dist loadgroup -m slime
+
+flag-table: install  ## make plugins/slime/flags.tsv again from the parsers: make flag-table SLIME=path MEGATRON=path
+	@SLIME=$(abspath $(SLIME)) MEGATRON=$(abspath $(MEGATRON)) $(BIN)/python -m tests.slime_real.make_flag_table
 
 lint: install  ## ruff and strict types
 	@$(BIN)/ruff check .

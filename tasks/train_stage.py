@@ -1,12 +1,11 @@
 """One attempt of a stage, on the pod: find where to start from, start the trainer, follow it, publish what it saves.
 
-What an attempt is stands in `stage_attempt.py`; where it starts from in `stage_restore.py`; the trainer in
-`stage_trainer.py`; sealing and sending in `stage_publish.py`.
+What an attempt is stands in `stage_attempt.py`; where it starts from in `stage_restore.py` and `stage_weights.py`; the
+trainer in `stage_trainer.py`; sealing and sending in `stage_publish.py`.
 """
 
 import ctypes
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -18,13 +17,16 @@ from pathlib import Path
 from plugins.checkpoints.stores.several import SeveralStores
 from plugins.errors import ControlPlaneError, StoreError
 from plugins.rayjobs.jobs import RayJobs
+from plugins.slime.dry_run import run_dry_parse
 from plugins.slime.launch import TrainerSpec, build
 from plugins.slime.nvlink import has_nvlink
+from plugins.slime.weights import Weights
 from tasks.stage_attempt import Stage
 from tasks.stage_contract import StageResult
 from tasks.stage_publish import publishing
 from tasks.stage_restore import claim, find_start
 from tasks.stage_trainer import run_trainer
+from tasks.stage_weights import find_weights
 from tasks.stores import stores_on_pod
 from tasks.trainer_spec import Places, trainer_spec
 
@@ -43,19 +45,24 @@ def train_stage(stage: Stage, jobs: RayJobs | None = None) -> StageResult:
     stage.attempt_dir.mkdir(parents=True, exist_ok=True)
     stage.save_dir.mkdir(parents=True, exist_ok=True)
     with stage.timed("ray"):
-        jobs = jobs or RayJobs(Path(os.environ.get("TRAINSTACK_RAY_STATE") or stage.root / "ray"))
+        jobs = jobs or RayJobs(stage.ray_state)
         jobs.wait_ready(RAY_READY_S)
         _stop_older_attempts(stage, jobs)
     with stage.timed("restore"):
-        init_dir = find_start(stage, stores)
+        find_start(stage, stores)
+    with stage.timed("weights"):
+        weights = find_weights(stage, stores)
     with _environment_server(stage) as env_url:
-        launch = build(_trainer_spec(stage, init_dir, env_url))
-        stage.expected_last = launch.expected_last
+        launch = build(_trainer_spec(stage, weights, env_url))
+        stage.expected_last, stage.load_dir = launch.expected_last, launch.load_dir
         stage.progress.steps_per_rollout = _steps_per_rollout(launch.argv)
         stage.progress.trained_before = order.trained
         stage.progress.rewarded = order.stage == "rl"
         if _is_complete(stage):
             return _result(stage, stores, "already complete")
+        if order.recipe.trainer.kind == "slime":
+            with stage.timed("flags"):
+                run_dry_parse(launch.argv[0], launch.argv[2:], {**launch.env, **order.recipe.env}, launch.cwd)
         with publishing(stage, stores) as publisher:
             if stage.restored is not None and stage.restored not in stores.list(order.run_id, order.stage):
                 publisher.offer(stage.restored.iteration)  # found on this pod: the stores get it in the background
@@ -111,13 +118,13 @@ def _die_with_parent() -> None:
     ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG: a killed stage leaves no server behind
 
 
-def _trainer_spec(stage: Stage, init_dir: Path | None, env_url: str | None) -> TrainerSpec:
+def _trainer_spec(stage: Stage, weights: Weights | None, env_url: str | None) -> TrainerSpec:
     order, recipe = stage.order, stage.order.recipe
-    hf = Path(recipe.model.hf_checkpoint) if recipe.model.hf_checkpoint else None
     places = Places(
         save_dir=stage.save_dir,
         load_dir=stage.save_dir if stage.restored else None,
-        init_dir=init_dir or hf,
+        init_dir=weights.hf_checkpoint if weights else None,
+        ref_dir=weights.ref_load if weights else None,
         rollout_dir=stage.attempt_dir / "rollouts",
         data=Path(order.data_path) if order.data_path else None,
         eval_data={name: Path(path) for name, path in order.eval_paths.items()},

@@ -11,7 +11,7 @@ LAYERS = ("flows", "tasks", "blocks", "plugins")
 MAY_IMPORT_SLIME_FORMATS = {"tinyslime", "checkpoints"}
 FROM_CHECKPOINTS = {"datasets": {"hub", "disk"}}  # data sets come from the same Hub as models
 # Loaded by slime inside its own process, where Megatron has a top-level `tasks` too.
-INSIDE_SLIME = ("plugins/slime/hooks.py", "plugins/http_env/adapter.py")
+INSIDE_SLIME = ("plugins/slime/hooks.py", "plugins/slime/dry_parse.py", "plugins/http_env/adapter.py")
 INSIDE_SLIME_MAY_USE = {"plugins", "slime", "httpx", "torch", "numpy"}
 HEAVY = {"torch", "ray", "pyarrow", "matplotlib", "transformers", "boto3", "docker", "huggingface_hub"}
 
