@@ -17,16 +17,16 @@ from prefect.states import Cancelled, Completed, Crashed, Failed
 
 from plugins.errors import Fenced, TrainstackError
 from tasks import artifacts
-from tasks.pictures import curve_png
+from tasks.nodes import stage_root
 from tasks.redact import redactor
 from tasks.stage_attempt import Stage, StageEnded
 from tasks.stage_contract import StageOrder, StageResult, artifact_key
+from tasks.stage_page import stage_page
 from tasks.stage_reporter import StageReporter
 from tasks.stores import SECRET_NAMES
 from tasks.train_stage import train_stage
 
 LONGEST_LINE = 2000
-OVER = {"loss": "optimizer step"}
 CANCEL_STATES = frozenset({"Cancelling", "Cancelled"})
 
 
@@ -46,7 +46,8 @@ def slime_stage(order: StageOrder) -> State[Any]:
             logger.info(redact(line[:LONGEST_LINE]))
 
     with StageReporter(order.run_id, own_id, interval_s=order.recipe.heartbeat_s, log=log) as reporter:
-        stage = Stage(order, reporter, log, trainer_log)
+        stage = Stage(order, reporter, log, trainer_log, root=stage_root(order.recipe))
+        reporter.page = lambda: _page(stage)
         try:
             result = train_stage(stage)
         except StageEnded as ended:
@@ -70,19 +71,17 @@ def _guarded(log: Callable[[str], None], show: Callable[[], None]) -> None:
 
 
 def _draw(stage: Stage, own_id: UUID) -> None:
-    order, progress = stage.order, stage.progress
-    pictures = [
-        artifacts.picture(
-            curve_png(progress.curve(figure), title=figure, figure=figure, over=OVER.get(figure, "iteration")), figure
-        )
-        for figure in progress.figures()
-    ]
-    if not pictures:
+    text = _page(stage)
+    if text is None:
         return
-    title = f"# {order.run_id}: {order.stage}, attempt {order.attempt}"
     with get_client(sync_client=True) as client:
-        key = artifact_key(order.run_id, order.stage, "curves")
-        artifacts.put_markdown(client, own_id, key, "\n\n".join([title, *pictures]))
+        key = artifact_key(stage.order.run_id, stage.order.stage, "curves")
+        artifacts.put_markdown(client, own_id, key, text)
+
+
+def _page(stage: Stage) -> str | None:
+    order = stage.order
+    return stage_page(f"{order.run_id}: {order.stage}, attempt {order.attempt}", stage.progress)
 
 
 def _publish(result: StageResult, own_id: UUID) -> None:

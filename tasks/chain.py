@@ -39,7 +39,9 @@ from tasks.warm_pods import hold_warm
 
 T = TypeVar("T")
 SILENCE_LOOK_S = 5.0
-_SIGNATURE = re.compile(r"(?P<at>before its first iteration|at iteration \d+) \[(?P<cause>.*?)\]\. Its last lines:")
+_SIGNATURE = re.compile(
+    r"(?P<at>before its first iteration|at iteration \d+) \[(?P<cause>.*?)\]\.(?: |\n.*\n)Its last lines:"
+)
 OUTAGE_S, OUTAGE_LOOK_S = 3600.0, 10.0
 
 

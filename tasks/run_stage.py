@@ -10,10 +10,12 @@ from enum import StrEnum
 
 from blocks.recipe import StageName
 from plugins.errors import ControlPlaneError, PodLost, StoreError, TrainstackError, UserError
+from plugins.lium import clusters
 from plugins.lium.idle import IdleWatch
 from plugins.lium.liveness import Evidence, Life, Lookup, Probe, verdict, wants_lookup
 from tasks.board import UNCLAIMED, AttemptRecord
 from tasks.display import Display
+from tasks.node_watch import NodeWatch
 from tasks.plain_text import plain
 from tasks.run import PodLink, Run, RunCancelled, RunEnded
 from tasks.stage_contract import Heartbeat, StageOrder, StageResult
@@ -53,6 +55,7 @@ class Attempt:
         self._lookup, self._looked_up_at = Lookup.NOT_ASKED, 0
         self._next_pod_look = self._started + POD_LOOK_S
         own = run.recipe.pod
+        self._nodes = NodeWatch(run, pod)
         self._idle = IdleWatch(own.idle_gpu_percent, own.idle_minutes * 60)
 
     def wait(self) -> AttemptEnd:
@@ -98,11 +101,17 @@ class Attempt:
             raise UserError(
                 f"Stage {self.stage} of {self.run.run_id} was cancelled by hand, so the run stops: {record.message}"
             )
+        if (cause := self._nodes.lost_after_failure()) is not None:
+            self.problem = f"{cause} (the attempt said: {record.message.partition(chr(10))[0]})"
+            self.pod.shut_out()
+            return AttemptEnd.POD_LOST
         if record.state == "CRASHED":
             return AttemptEnd.CRASHED
         kind, _, text = record.message.partition(": ")
         if kind in ("TrainerFailed", "ResumeUnproved"):
             return AttemptEnd.TRAINER_FAILED
+        if kind == "PodUnfit":
+            return AttemptEnd.POD_LOST  # its host rests, as one that lost a pod
         if kind == "StoreError":
             raise StoreError(text)
         if kind in ("ControlPlaneError", "PodLost"):
@@ -163,31 +172,48 @@ class Attempt:
             self._ask_pod()
             found = verdict(self._evidence(), self._now(), **limits)
         if found.life not in (Life.LOST, Life.FAILED):
-            return None
-        self.problem = found.reason
+            return self._check_nodes()
+        self.problem = self._where() + found.reason
         if found.life is Life.LOST:
             self.pod.shut_out()
         self._force_crashed()
         return AttemptEnd.POD_LOST if found.life is Life.LOST else AttemptEnd.CRASHED
+
+    def _check_nodes(self) -> AttemptEnd | None:
+        """See that the further nodes of a cluster live: without one of them the training cannot go on."""
+        cause = self._nodes.lost()
+        if cause is None:
+            return None
+        self.problem = cause
+        self.pod.shut_out()
+        self._force_crashed()
+        return AttemptEnd.POD_LOST
+
+    def _where(self) -> str:
+        """Which node of a cluster a verdict is about, for its sentence."""
+        sighting = self.run.poller.snapshot(self.pod.name)
+        ended = clusters.trouble(sighting.row) if sighting.row else None
+        return self._nodes.where(ended.id if ended else sighting.missing)
 
     def _evidence(self) -> Evidence:
         sighting = self.run.poller.snapshot(self.pod.name)
         if not wants_lookup(sighting.evidence()):
             self._lookup, self._looked_up_at = Lookup.NOT_ASKED, 0
         elif sighting.good_listings_absent > self._looked_up_at:
-            self._lookup, self._looked_up_at = self._look_up(), sighting.good_listings_absent
+            missing = sighting.missing or self.pod.row.id
+            self._lookup, self._looked_up_at = self._look_up(missing), sighting.good_listings_absent
         return sighting.evidence(
             lookup=self._lookup,
             # Before the first beat the stage has the time to be claimed and to start.
             heartbeat_at=self._beat_at if self._beat_at is not None else self._started + CLAIM_S,
             probe=self._probe,
             ssh_dead_since=self._ssh_dead_since,
-            cause=self.run.account.cause(self.pod.row.id) if self._lookup is Lookup.GONE else None,
+            cause=self.run.account.cause(sighting.missing or self.pod.row.id) if self._lookup is Lookup.GONE else None,
         )
 
-    def _look_up(self) -> Lookup:
+    def _look_up(self, pod_id: str) -> Lookup:
         try:
-            return Lookup.FOUND if self.run.account.look_up(self.pod.row.id) else Lookup.GONE
+            return Lookup.FOUND if self.run.account.look_up(pod_id) else Lookup.GONE
         except TrainstackError:
             return Lookup.NO_ANSWER
 

@@ -102,6 +102,10 @@ class Heartbeat(BaseModel):
     save_interval: int | None = Field(None, description="Rollouts between checkpoints of this attempt.")
     save_s: float | None = Field(None, description="Seconds that saving holds up training, as the trainer says.")
     iteration_s: float | None = Field(None, description="Mean seconds of one iteration, saves included.")
+    figures: dict[str, float] = Field(default_factory=dict, description="Newest value of each figure.")
+    split: dict[str, float] = Field(
+        default_factory=dict, description="Mean seconds of an iteration by what they are spent on: generate, train, ..."
+    )
 
 
 def run_tag(run_id: str) -> str:

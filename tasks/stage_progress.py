@@ -88,7 +88,7 @@ class StageProgress:
             self._record("reward", point.number, counted)
         elif point.kind == "eval":
             for name, value in point.values.items():
-                self._record(name, point.number, value)
+                self._record(name, point.number, value, overwrite=point.hook)
         if point.kind in ("rollout", "perf"):
             self._record_all(OF_ROLLOUTS, point)
             self._record_times(point)

@@ -5,6 +5,7 @@ Waiting is done in the main thread, because a thread would swallow SIGTERM (pref
 
 import os
 import time
+from collections import deque
 from pathlib import Path
 
 from plugins.checkpoints.publisher import Publisher
@@ -13,26 +14,26 @@ from plugins.errors import ControlPlaneError, StoreError, TornCheckpoint
 from plugins.rayjobs.jobs import FINAL, RayJobs
 from plugins.rayjobs.tail import LogTail
 from plugins.slime import layout
-from plugins.slime.cursor import prompts_never_trained
-from plugins.slime.failure import signature
+from plugins.slime.diagnose import TAIL_LINES
 from plugins.slime.hooks import PROGRESS_FILE
 from plugins.slime.launch import Launch
-from plugins.slime.progress import ProgressParser
+from plugins.slime.progress import Point, ProgressParser
 from plugins.slime.resume import ResumeProof
-from tasks.stage_attempt import ResumeUnproved, Stage, StageEnded, TrainerFailed
+from tasks.stage_attempt import ResumeUnproved, Stage, StageEnded
+from tasks.stage_failure import SHOWN_LINES, ended_badly
+from tasks.stage_watch import StageWatch
 
 LOOK_S = 0.2
 JOB_LOOK_S = 1.0
 NOTICE_S = 12.0  # what a terminated stage may spend on sealing; Prefect's runner kills it after 30 s
-TAIL_LINES = 25
 RAY_SILENT_S = 60.0
 
 
 def run_trainer(stage: Stage, jobs: RayJobs, launch: Launch, publisher: Publisher) -> None:
     """Submit the trainer and follow it to its end; raises unless it reached its last iteration.
 
-    Raises TrainerFailed, ResumeUnproved, StageEnded, Fenced, StoreError, ControlPlaneError. Whatever ends it, no
-    trainer stays, and what it completed is sealed if time allows.
+    Raises TrainerFailed, PodUnfit, ResumeUnproved, StageEnded, Fenced, StoreError, ControlPlaneError. Whatever ends
+    it, no trainer stays, and what it completed is sealed if time allows.
     """
     log_file = stage.attempt_dir / "trainer.log"
     env = {**launch.env, **stage.order.recipe.env}
@@ -40,19 +41,21 @@ def run_trainer(stage: Stage, jobs: RayJobs, launch: Launch, publisher: Publishe
         stage.restored.iteration if stage.restored else None,
         stage.cursor,
         kind=stage.order.recipe.trainer.kind,
-        save_dir=stage.save_dir,
+        load_dir=stage.load_dir or stage.save_dir,
         steps_per_rollout=stage.progress.steps_per_rollout,
     )
-    _tell_skipped(stage, launch)
+    for note in launch.notes:
+        stage.log(note)
     if stage.kind == "slime":  # a `command` trainer need not say anything
         stage.unproved_mark.touch()
+    since = float(int(time.time()))  # file times are coarser than the clock
     jobs.submit(stage.submission_id, launch.argv, env, launch.cwd, log_file)
     stage.log(f"trainer submitted to Ray as {stage.submission_id}; its log on the pod is {log_file}")
-    tail: list[str] = []
-    voice = _Voice(log_file, env.get(PROGRESS_FILE))
+    tail: deque[str] = deque(maxlen=TAIL_LINES)
+    voice = _Voice(log_file, env.get(PROGRESS_FILE), StageWatch(stage))
     try:
         _follow(stage, jobs, voice, publisher, tail)
-        _check_end(stage, jobs, tail)
+        _check_end(stage, jobs, tail, since)
     except BaseException:
         try:
             jobs.stop(stage.submission_id, timeout_s=10)
@@ -65,16 +68,6 @@ def run_trainer(stage: Stage, jobs: RayJobs, launch: Launch, publisher: Publishe
             _set_aside(stage, publisher)
         raise
     _upload_last(stage, publisher)
-
-
-def _tell_skipped(stage: Stage, launch: Launch) -> None:
-    """slime's train_async draws a batch ahead of each save, so every resume skips one (slime.md 2.4): say how many."""
-    flag, cursor = "--rollout-batch-size", stage.cursor
-    if stage.order.stage != "sft" or stage.restored is None or cursor is None or flag not in launch.argv:
-        return
-    batch = int(launch.argv[launch.argv.index(flag) + 1])
-    if skipped := prompts_never_trained(cursor, stage.restored.iteration, batch):
-        stage.log(f"WARNING {skipped} prompts were drawn and never trained before iteration {stage.restored.iteration}")
 
 
 def _upload_last(stage: Stage, publisher: Publisher) -> None:
@@ -98,23 +91,28 @@ def _all_sent(stage: Stage, publisher: Publisher) -> bool:
 class _Voice:
     """Everything the trainer says: its log, and the hook's file where the trainer has one."""
 
-    def __init__(self, log: Path, hook: str | None) -> None:
+    def __init__(self, log: Path, hook: str | None, watch: StageWatch) -> None:
         self._log, self._hook = LogTail(log), LogTail(Path(hook)) if hook else None
+        self.watch = watch
         self._parser = ProgressParser()
 
-    def hear(self, stage: Stage, tail: list[str], *, final: bool) -> None:
-        """Take in what is new; `tail` keeps the last lines for a message about a failure."""
+    def hear(self, stage: Stage, tail: deque[str], *, final: bool) -> None:
+        """Take in what is new; `tail` keeps the last lines, to tell from them why the trainer failed."""
         assert stage.proof is not None
         for line in self._log.lines(final=final):
             stage.trainer_log(line)
-            tail[:] = [*tail[1 - TAIL_LINES :], line]
+            tail.append(line)
             stage.proof.hear_line(line)
-            if point := self._parser.feed(line):
-                stage.progress.take(point)
+            self.watch.hear_line(line)
+            self._take(stage, self._parser.feed(line))
         for line in self._hook.lines(final=final) if self._hook else ():
             stage.proof.hear_hook_line(line)
-            if point := self._parser.feed_hook(line):
-                stage.progress.take(point)
+            self._take(stage, self._parser.feed_hook(line))
+
+    def _take(self, stage: Stage, point: Point | None) -> None:
+        if point is not None:
+            stage.progress.take(point)
+            self.watch.take(point)
 
 
 class _JobWatch:
@@ -141,7 +139,7 @@ class _JobWatch:
         return status in FINAL
 
 
-def _follow(stage: Stage, jobs: RayJobs, voice: _Voice, publisher: Publisher, tail: list[str]) -> None:
+def _follow(stage: Stage, jobs: RayJobs, voice: _Voice, publisher: Publisher, tail: deque[str]) -> None:
     watch, parent = _JobWatch(jobs, stage.submission_id), os.getppid()
     offered = stage.restored.iteration if stage.restored else None  # what is newer is new, however early it came
     while True:
@@ -158,6 +156,7 @@ def _follow(stage: Stage, jobs: RayJobs, voice: _Voice, publisher: Publisher, ta
             raise StageEnded("The Prefect worker of this pod died; its supervisor starts another one.")
         if ended:
             return
+        voice.watch.check(list(tail)[-SHOWN_LINES:])
         time.sleep(LOOK_S)
 
 
@@ -211,7 +210,7 @@ def _set_aside(stage: Stage, publisher: Publisher) -> None:
         stage.log(f"WARNING {error}")
 
 
-def _check_end(stage: Stage, jobs: RayJobs, tail: list[str]) -> None:
+def _check_end(stage: Stage, jobs: RayJobs, tail: deque[str], since: float) -> None:
     """Success = the job ended well, the tracker reached the last expected iteration, and it moved (DESIGN 5.2)."""
     status, reached, last = jobs.status(stage.submission_id), read_tracker(stage), stage.expected_last
     start = stage.restored.iteration if stage.restored else None
@@ -223,13 +222,8 @@ def _check_end(stage: Stage, jobs: RayJobs, tail: list[str]) -> None:
         problem = f"the trainer ended well at iteration {reached} although the last one is {last}"
     else:
         return
-    text = "\n".join(tail) or "(it wrote nothing)"
-    done = stage.progress.iteration
-    at = "before its first iteration" if done is None else f"at iteration {done}"
-    cause = signature(tail, status)
-    raise TrainerFailed(
-        f"Run {stage.order.run_id}, {stage.submission_id}: {problem}, {at} [{cause}]. Its last lines:\n{text}"
-    )
+    code = jobs.exit_code(stage.submission_id)
+    raise ended_badly(stage, problem, list(tail), exit_reason=status, exit_code=code, since=since)
 
 
 def _why(jobs: RayJobs, submission_id: str) -> str:

@@ -138,7 +138,7 @@ def diagnose(lines: Iterable[str], exit_code: int | None = None, kind: str = "sl
     for line in lines:
         reader.take(line)
     evidence = reader.evidence()
-    for rank in (0, 1, 2):
+    for rank in range(1 + max(cause.rank for cause in CAUSES)):
         causes = [cause for cause in CAUSES if cause.rank == rank]
         for one in evidence:
             if found := _first_match(causes, one):
@@ -147,8 +147,8 @@ def diagnose(lines: Iterable[str], exit_code: int | None = None, kind: str = "sl
 
 
 def _first_match(causes: Sequence[Cause], evidence: _Evidence) -> Diagnosis | None:
-    for cause in causes:
-        for line in evidence.lines:
+    for line in evidence.lines:
+        for cause in causes:
             if (match := cause.match(line)) and cause.fits(evidence.around):
                 which = match.groupdict().get("which")
                 what = cause.what if which else _BLANK.sub("", cause.what)

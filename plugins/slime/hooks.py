@@ -1,7 +1,9 @@
-"""Hook that runs inside the trainer and says what each rollout gave: safer than reading a log full of samples.
+"""Hooks that run inside the trainer and say what each rollout and each evaluation gave: safer than reading a log full
+of samples.
 
-slime calls it in its RolloutManager process (`--custom-rollout-log-function-path` names it; slime v0.3.1
-slime/ray/rollout.py:1294). Standard library only; `plugins.slime.progress` reads what is written here.
+slime calls them in its RolloutManager process (`--custom-rollout-log-function-path` and
+`--custom-eval-rollout-log-function-path` name them; slime v0.3.1 slime/ray/rollout.py:1261-1298). Standard library
+only; `plugins.slime.progress` reads what is written here.
 """
 
 import contextlib
@@ -10,7 +12,7 @@ import logging
 import math
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,16 +32,59 @@ def custom_rollout_log(
     (`data_position`). Always returns False: slime's own logging goes on. Never raises: an exception here would end the
     training.
     """
-    path = os.environ.get(PROGRESS_FILE)
-    if path:
-        try:
-            flat = list(_flatten(samples))
-            values = _values(args, flat, rollout_time) | data_position(rollout_id, args, flat)
-            record = {"kind": "rollout", "number": int(rollout_id), "values": values, "time": time.time()}
-            append_line(Path(path), json.dumps(record, allow_nan=False))
-        except Exception as error:  # whatever it is, the training is worth more than this line
-            logger.warning("no progress line for rollout %s: %s: %s", rollout_id, type(error).__name__, error)
+
+    def values() -> dict[str, float]:
+        flat = list(_flatten(samples))
+        return _values(args, flat, rollout_time) | data_position(rollout_id, args, flat)
+
+    _tell("rollout", rollout_id, values)
     return False
+
+
+def custom_eval_rollout_log(
+    rollout_id: int, args: Any, data: dict[str, dict[str, Any]], extra_metrics: dict[str, Any] | None
+) -> bool:
+    """Append one line of kind `eval` with, for each data set, `eval/<name>` (mean reward over the samples that count),
+    `eval/<name>-truncated_ratio` and `eval/<name>-removed` (a count).
+
+    data: by data set `rewards`, `truncated` and, where the rollout function gives them, `samples`. Returns False and
+    never raises, as `custom_rollout_log`.
+    """
+
+    def values() -> dict[str, float]:
+        return {key: value for name, found in data.items() for key, value in _eval_values(args, name, found).items()}
+
+    _tell("eval", rollout_id, values)
+    return False
+
+
+def _tell(kind: str, rollout_id: int, values: Callable[[], dict[str, float]]) -> None:
+    path = os.environ.get(PROGRESS_FILE)
+    if not path:
+        return
+    try:
+        record = {"kind": kind, "number": int(rollout_id), "values": values(), "time": time.time()}
+        append_line(Path(path), json.dumps(record, allow_nan=False))
+    except Exception as error:  # whatever it is, the training is worth more than this line
+        logger.warning("no %s line for rollout %s: %s: %s", kind, rollout_id, type(error).__name__, error)
+
+
+def _eval_values(args: Any, name: str, found: dict[str, Any]) -> dict[str, float]:
+    rewards, truncated = list(found.get("rewards") or ()), list(found.get("truncated") or ())
+    samples = list(_flatten(found.get("samples") or ()))
+    fits = len(samples) == len(rewards)
+    removed = [fits and bool(getattr(samples[place], "remove_sample", False)) for place in range(len(rewards))]
+    counted = [
+        number
+        for reward, out in zip(rewards, removed, strict=True)
+        if not out and (number := _number(reward, args)) is not None
+    ]
+    values: dict[str, float] = {f"eval/{name}-removed": sum(removed)}
+    if counted:
+        values[f"eval/{name}"] = sum(counted) / len(counted)
+    if truncated:
+        values[f"eval/{name}-truncated_ratio"] = sum(map(bool, truncated)) / len(truncated)
+    return values
 
 
 def data_position(rollout_id: int, args: Any, samples: list[Any]) -> dict[str, float]:
@@ -131,7 +176,10 @@ def _flatten(samples: Any) -> Iterator[Any]:
 def _reward(args: Any, sample: Any) -> float | None:
     """The raw reward as slime logs it: metadata's `raw_reward` first, then the reward (a dict with --reward-key)."""
     metadata = getattr(sample, "metadata", None) or {}
-    reward = metadata.get("raw_reward", getattr(sample, "reward", None))
+    return _number(metadata.get("raw_reward", getattr(sample, "reward", None)), args)
+
+
+def _number(reward: Any, args: Any) -> float | None:
     if isinstance(reward, dict):
         reward = reward.get(getattr(args, "reward_key", None))
     try:

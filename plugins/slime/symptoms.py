@@ -20,8 +20,9 @@ JUDGED_ROLLOUTS = 2
 LOGPROB_DIFF = 0.5
 TRUNCATED, REPETITION, NO_REWARD = 0.95, 0.3, 0.01
 
+_TRAINED, _RATIO = "trained", "rollout/truncated_ratio"
 _SIGNS = {
-    "rollout/truncated_ratio": ("truncated answers", TRUNCATED),
+    _RATIO: ("truncated answers", TRUNCATED),
     "rollout/repetition_frac": ("repeating answers", REPETITION),
     "train/train_rollout_logprob_abs_diff": ("log-prob difference", LOGPROB_DIFF),
 }
@@ -38,6 +39,7 @@ class Symptoms:
     _rollouts: dict[int, dict[str, float]] = field(default_factory=dict)
     _not_finite: tuple[int, str] | None = None
     _finite_since: int = 0
+    _said: dict[str, str] = field(default_factory=dict)
 
     def take(self, point: Point) -> None:
         """Take in what the log or the hook said."""
@@ -46,6 +48,8 @@ class Symptoms:
         number = point.number // self.steps_per_rollout if point.kind == "step" else point.number
         if point.kind in ("step", "rollout", "perf"):
             seen = self._rollouts.setdefault(number, {})
+            if point.kind == "step":
+                seen[_TRAINED] = 1.0
             seen |= {key: value for key, value in point.values.items() if key in _SIGNS or key in _REWARDS}
             if len(self._rollouts) > 2 * JUDGED_ROLLOUTS + 2:
                 del self._rollouts[sorted(self._rollouts)[JUDGED_ROLLOUTS]]  # only the first and the newest are judged
@@ -67,8 +71,8 @@ class Symptoms:
                 f"{figure} was not finite at step {step}: lower optimisation.lr or set optimisation.clip_grad, look "
                 "at the data"
             )
-        first = sorted(self._rollouts)[:JUDGED_ROLLOUTS]
-        newest = sorted(self._rollouts)[-JUDGED_ROLLOUTS:]
+        whole = sorted(number for number, seen in self._rollouts.items() if {_TRAINED, _RATIO} <= seen.keys())
+        first, newest = whole[:JUDGED_ROLLOUTS], whole[-JUDGED_ROLLOUTS:]
         if len(first) == JUDGED_ROLLOUTS and all(self._garbled(number) for number in newest):
             said = ", ".join(self._garbled(newest[-1]))
             if all(self._garbled(number) for number in first):
@@ -81,7 +85,8 @@ class Symptoms:
                     f"the model writes nonsense since about rollout {newest[0]} ({said}): go back to an earlier "
                     "checkpoint with a lower optimisation.lr"
                 )
-        return found
+        self._said = {name: self._said.get(name, words) for name, words in found.items()}  # the same words again
+        return dict(self._said)
 
     def _garbled(self, number: int) -> list[str]:
         """The signs that a rollout shows, in words, when they are enough: three of the four."""

@@ -22,6 +22,7 @@ DEFAULT_GENERATE = "plugins.http_env.adapter.generate"
 _TEXTS = """
     hf-checkpoint ref-load load save save-hf prompt-data input-key=input label-key metadata-key=metadata tool-key=tools
     custom-generate-function-path custom-rm-path custom-rollout-log-function-path sglang-router-ip=127.0.0.1
+    custom-eval-rollout-log-function-path
 """
 _INTEGERS = """
     save-interval num-rollout num-epoch rollout-batch-size n-samples-per-prompt=1 global-batch-size micro-batch-size=1

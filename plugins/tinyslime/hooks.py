@@ -23,6 +23,15 @@ def load_function(path: str) -> Callable[..., Any]:
     return found
 
 
+def report_eval(args: Namespace, rollout_id: int, data: dict[str, dict[str, Any]], values: dict[str, float]) -> None:
+    """Call `--custom-eval-rollout-log-function-path` with slime's arguments; write the `eval` line unless it says that
+    it did the logging.
+    """
+    path = args.custom_eval_rollout_log_function_path
+    if not (path and load_function(path)(rollout_id, args, data, {})):
+        log.metrics("eval", rollout_id, values)
+
+
 def report_rollout(args: Namespace, rollout_id: int, samples: Sequence[Sample], elapsed_s: float) -> None:
     """Call `--custom-rollout-log-function-path` with slime's arguments; write the rollout's own `perf` line unless it
     says that it did the logging.

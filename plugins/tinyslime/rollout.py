@@ -16,9 +16,9 @@ from statistics import mean
 from typing import Any
 
 from plugins.errors import UserError
-from plugins.tinyslime import flags, log
+from plugins.tinyslime import flags
 from plugins.tinyslime.data import DataSource, load_prompts
-from plugins.tinyslime.hooks import load_function, report_rollout
+from plugins.tinyslime.hooks import load_function, report_eval, report_rollout
 from plugins.tinyslime.inference import Engine, RolloutServer
 from plugins.tinyslime.model import TinyLlama
 from plugins.tinyslime.sample import Sample
@@ -110,15 +110,22 @@ class Rollouts:
     def evaluate(self, rollout_id: int) -> None:
         """Play the evaluation prompts and write slime's `eval` line."""
         values: dict[str, float] = {}
+        data: dict[str, dict[str, Any]] = {}
         for name, source in self._evals.items():
             source.load_state_dict({"sample_offset": 0, "epoch_id": 0, "sample_group_index": 0, "sample_index": 0})
             groups = self._runner.run(self._play(source.groups(len(source)), rollout_id, evaluation=True))
+            samples = [sample for group in groups for sample in group]
+            data[name] = {
+                "rewards": [sample.reward for sample in samples],
+                "truncated": [sample.status is Sample.Status.TRUNCATED for sample in samples],
+                "samples": samples,
+            }
             kept = [sample for group in groups for sample in group if not sample.remove_sample]
             values[f"eval/{name}"] = mean(sample.reward or 0.0 for sample in kept) if kept else float("nan")
             values[f"eval/{name}-truncated_ratio"] = mean(
                 float(s.status is Sample.Status.TRUNCATED) for group in groups for s in group
             )
-        log.metrics("eval", rollout_id, values)
+        report_eval(self._args, rollout_id, data, values)
 
     def update_weights(self, model: TinyLlama) -> None:
         """Give the endpoint the weights that were just trained."""

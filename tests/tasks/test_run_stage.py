@@ -148,3 +148,16 @@ def test_start_weights_that_are_not_there_are_said_before_anything_is_rented() -
     with pytest.raises(UserError, match="folder:/x has no checkpoint of other/sft"):
         carry_stages(here.run, ["rl"], Checked(), Verbs(release=lambda run, pod: 0.0))
     assert here.market.orders == []
+
+
+def test_a_trainer_that_fails_by_its_machine_costs_the_pod_and_is_not_counted_against_the_recipe() -> None:
+    here = scene(host(1))
+    here.board.records = [record("PodUnfit: Run r: the trainer ended FAILED [gpu-fault: x].\ngpu-fault: ...", "FAILED")]
+    assert Attempt(here.run, Link(living()), here.board.records[0], "sft").wait() is AttemptEnd.POD_LOST
+    fault = (
+        AttemptEnd.POD_LOST,
+        None,
+        "Run r: the trainer ended FAILED, at iteration 3 [gpu-fault: x]. Its last lines:\n",
+    )
+    made, left = chain([fault, fault, DONE])
+    assert made.stage("sft") == RESULT and left == []

@@ -92,3 +92,65 @@ def test_first_and_last_are_means_over_a_tenth_of_the_curve() -> None:
     first, last = progress.ends()
     assert first == {"loss": 38.5, "reward": 0.1}
     assert last == {"loss": 2.5, "reward": 0.2}
+
+
+def perf(number: int, **values: float) -> Point:
+    return Point("perf", number, {f"perf/{key}": value for key, value in values.items()})
+
+
+def test_what_slimes_lines_give_becomes_figures_under_plain_names() -> None:
+    progress = taken(
+        Point("step", 0, {"train/loss": 0.5, "train/grad_norm": 1.5, "train/kl_loss": 0.1, "train/ppo_kl": 0.2}),
+        Point("rollout", 0, {"rollout/raw_reward": 0.25, "rollout/response_lengths": 90.0, "rollout/truncated": 0.5}),
+        Point("perf", 0, {"rollout/response_len/mean": 100.0, "perf/tokens_per_gpu_per_sec": 1234.56}),
+    )
+    assert progress.newest() == {
+        "KL": 0.1,
+        "grad norm": 1.5,
+        "loss": 0.5,
+        "policy KL": 0.2,
+        "response length": 100.0,
+        "reward": 0.25,
+        "tokens per GPU-second": 1235.0,
+        "truncated": 0.5,
+    }
+    assert progress.ends()[1] == {"loss": 0.5, "reward": 0.25}
+
+
+def test_the_time_of_an_iteration_is_split_and_a_save_belongs_to_the_iteration_before() -> None:
+    progress = taken(
+        step(0, 1.0),
+        perf(0, rollout_time=10.0),
+        perf(0, actor_train_time=4.0, update_weights_time=1.0, step_time=15.0),
+        step(1, 1.0),
+        perf(1, rollout_time=20.0),
+        perf(1, actor_train_time=4.0, update_weights_time=1.0, save_model_time=3.0, step_time=28.0),
+    )
+    assert progress.split() == {"generate": 15.0, "train": 4.0, "update weights": 1.0, "save": 1.5, "whole": 21.5}
+    first, second = progress.table()
+    assert (first["iteration"], first["save (s)"], first["generate (s)"]) == (0, 3.0, 10.0)
+    assert (second["iteration"], second["loss"], second["whole (s)"]) == (1, 1.0, 28.0)
+
+
+def test_the_table_holds_the_newest_iterations_only() -> None:
+    progress = taken(*(step(number, 1.0) for number in range(200)), *(perf(n, rollout_time=1.0) for n in range(200)))
+    assert [row["iteration"] for row in progress.table()] == list(range(180, 200))
+    assert len(progress._times) <= 80
+
+
+def test_supervised_training_has_no_response_lengths() -> None:
+    point = Point("perf", 0, {"rollout/response_len/mean": 5.0, "perf/rollout_time": 1.0, "perf/actor_train_time": 2.0})
+    progress = taken(point, rewarded=False)
+    assert progress.figures() == [] and progress.split() == {"train": 2.0}
+
+
+def test_the_hooks_evaluation_wins_over_the_logs_whichever_comes_first() -> None:
+    said = [Point("eval", 0, {"eval/aime": 0.5}), Point("eval", 0, {"eval/aime": 0.75}, hook=True)]
+    assert taken(*said).curve("eval/aime") == taken(*reversed(said)).curve("eval/aime") == [(0, 0.75)]
+
+
+def test_what_worries_is_one_line() -> None:
+    progress = taken(Point("step", 0, {"train/loss": math.nan}))
+    progress.stalled = "no sign of progress"
+    assert progress.warning is not None and progress.warning.startswith("no sign of progress; gradient-not-finite: ")
+    assert taken(step(0, 1.0)).warning is None

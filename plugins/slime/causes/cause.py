@@ -16,7 +16,7 @@ class Cause:
     name: stable, part of the failure's signature. words: pattern of a line; its groups fill `what`. within: must be
     found around it too (speaker, frames, earlier exceptions). what: one sentence; remedy: names the recipe's key.
     mend: `pod` when the machine is at fault and another one may do. rank: 0 explains other errors, 1 is an error's own
-    reason, 2 is what follows from some reason that may stand elsewhere.
+    reason, 2 is what follows from some reason that may stand elsewhere, 3 says no more than that something died.
     """
 
     name: str

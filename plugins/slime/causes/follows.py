@@ -11,9 +11,8 @@ FOLLOWS: tuple[Cause, ...] = (
         r"available)"
         r"|ray\.exceptions\.(?:Actor|Task)(?:PlacementGroupRemoved|UnschedulableError)",
         "Ray has not the GPUs or CPUs that slime wants ({which})",
-        "parallelism.gpus plus parallelism.rollout_gpus may be no more than pod.gpu_count, and pod.ray_cpus has "
-        "to be GPUs "
-        "+ 2 at least; extra_args num-gpus-per-node is what a node has",
+        "parallelism.gpus plus parallelism.rollout_gpus may be no more than pod.gpu_count, and pod.ray_cpus has to "
+        "be GPUs + 2 at least; extra_args num-gpus-per-node is what a node has",
         rank=2,
     ),
     Cause(
@@ -21,8 +20,7 @@ FOLLOWS: tuple[Cause, ...] = (
         r"Exception: Server process terminated unexpectedly|.{0,120}Scheduler hit an exception",
         "An SGLang engine died while it started",
         "Its own error stands further up or in Ray's worker logs; most often engine.mem_fraction or "
-        "engine.gpus_per_engine "
-        "do not suit the model",
+        "engine.gpus_per_engine do not suit the model",
         rank=2,
     ),
     Cause(
@@ -45,6 +43,6 @@ FOLLOWS: tuple[Cause, ...] = (
         "The kernel's OOM killer does so: a host with more memory is pod.min_ram_gb; a crash in native code "
         "needs another pod.image",
         "unknown",
-        rank=2,
+        rank=3,
     ),
 )

@@ -145,3 +145,40 @@ def test_arguments_that_take_no_attribute_lose_no_line(tmp_path, monkeypatch):
     monkeypatch.setenv(hooks.PROGRESS_FILE, str(tmp_path / "p.jsonl"))
     assert hooks.custom_rollout_log(0, object(), [drawn(0)], None, 1.0) is False
     assert parse_hook_line((tmp_path / "p.jsonl").read_text()).values["data/first_index"] == 0
+
+
+def evaluate(monkeypatch, path, data, **args):
+    monkeypatch.setenv(hooks.PROGRESS_FILE, str(path))
+    return hooks.custom_eval_rollout_log(7, SimpleNamespace(**args), data, None)
+
+
+def test_an_evaluation_is_one_line_without_the_samples_that_were_dropped(tmp_path, monkeypatch):
+    path = tmp_path / "p.jsonl"
+    dropped = sample(0.0, remove_sample=True)
+    data = {
+        "aime": {
+            "rewards": [1.0, 0.0, 0.0],
+            "truncated": [True, False, False],
+            "samples": [sample(1.0), sample(0.0), dropped],
+        },
+        "plain": {"rewards": [{"acc": 0.5}, None]},
+    }
+    assert evaluate(monkeypatch, path, data, reward_key="acc") is False
+    point = parse_hook_line(path.read_text())
+    assert point is not None and (point.kind, point.number, point.hook) == ("eval", 7, True)
+    assert point.values == {
+        "eval/aime": 0.5,
+        "eval/aime-removed": 1,
+        "eval/aime-truncated_ratio": 1 / 3,
+        "eval/plain": 0.5,
+        "eval/plain-removed": 0,
+    }
+
+
+def test_an_evaluation_that_cannot_be_read_reaches_the_trainer_no_more_than_a_rollout(tmp_path, monkeypatch):
+    path = tmp_path / "p.jsonl"
+    assert evaluate(monkeypatch, path, None) is False
+    assert evaluate(monkeypatch, path, {"a": {"rewards": [float("nan")]}}) is False
+    assert json.loads(path.read_text())["values"] == {"eval/a-removed": 0}
+    monkeypatch.delenv(hooks.PROGRESS_FILE)
+    assert hooks.custom_eval_rollout_log(0, None, None, None) is False

@@ -1,0 +1,136 @@
+"""How a stage tells of a failed trainer: the cause and the remedy on a line of their own, and whose fault it is."""
+
+import json
+from datetime import datetime
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from plugins.rayjobs.settings import HeadInfo, write_info
+from plugins.slime.progress import format_line
+from tasks.chain import _gist, _same_failures
+from tasks.stage_attempt import PodUnfit, TrainerFailed
+from tasks.train_stage import train_stage
+from tests.tasks.test_train_stage import Bench, ScriptedJobs, Start
+
+OOM = "torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB."
+MINE = "ValueError: mine"
+ECC = "RuntimeError: CUDA error: uncorrectable ECC error encountered"
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path)
+
+
+def crash(error: str, *frames: str):
+    lines = [
+        "Traceback (most recent call last):",
+        *(f'  File "{frame}", line 3, in f' for frame in frames or ("a.py",)),
+    ]
+    return lambda start: start.say(*lines, "    work()", error)
+
+
+def failure(bench: Bench, trainer, kind: type[Exception] = TrainerFailed, **changes) -> str:
+    with pytest.raises(kind) as caught:
+        train_stage(bench.stage(**changes), ScriptedJobs(trainer, "FAILED"))
+    assert type(caught.value) is kind
+    return str(caught.value)
+
+
+def test_the_second_line_says_what_happened_and_what_to_change(bench: Bench) -> None:
+    first, second, third, *rest = failure(bench, crash(OOM)).split("\n")
+    assert first.endswith(
+        "before its first iteration [cuda-out-of-memory-training: torch.OutOfMemoryError: CUDA out of memory. Tried to "
+        "allocate # GiB.]."
+    )
+    assert second.startswith("cuda-out-of-memory-training: The GPUs ran out of memory in training. What to do: Lower ")
+    assert "parallelism.max_tokens_per_gpu" in second
+    assert third == "Its last lines:" and rest[-1] == OOM
+
+
+def test_two_equal_failures_are_known_as_such_with_and_without_a_known_cause(bench: Bench) -> None:
+    said = [failure(bench, crash(error), attempt=n) for n, error in enumerate([OOM, OOM, MINE, MINE], start=1)]
+    where, causes = zip(*map(_gist, said), strict=True)
+    assert set(where) == {"before its first iteration"}
+    assert causes[0].startswith("cuda-out-of-memory-training: ") and causes[3] == MINE
+    assert _same_failures(said[:2]) and _same_failures(said[2:]) and not _same_failures(said[1:3])
+
+
+def test_a_fault_of_the_machine_is_not_the_trainers(bench: Bench) -> None:
+    said = failure(bench, crash(ECC), PodUnfit)
+    assert "gpu-fault" in said and "another host" in said
+
+
+@pytest.mark.parametrize("others", [0, 10**15])
+def test_a_full_disk_is_the_hosts_when_others_filled_it(
+    bench: Bench, others: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda _path: SimpleNamespace(used=others))
+    kind = PodUnfit if others else TrainerFailed
+    assert "disk-full" in failure(bench, crash("OSError: [Errno 28] No space left on device: '/x'"), kind)
+
+
+def test_what_an_actor_said_after_the_drivers_death_is_looked_up_in_rays_logs(bench: Bench) -> None:
+    stage, logs = bench.stage(), bench.folder / "ray-logs"
+    logs.mkdir()
+    stage.ray_state.mkdir(parents=True)
+    write_info(stage.ray_state, HeadInfo("", "", "", str(logs), "", 1, 1))
+    crashed = "\n".join(
+        ["Traceback (most recent call last):", '  File "m.py", line 1, in f', "KeyError: 'optimizer'", ""]
+    )
+
+    def train(start: Start) -> None:
+        (logs / "worker-a-01-7.err").write_text(f":actor_name:MegatronTrainRayActor\n{crashed}")
+        start.say("the driver is gone")
+
+    with pytest.raises(TrainerFailed, match="optimizer-not-saved: FAILED: the driver"):
+        train_stage(stage, ScriptedJobs(train, "FAILED"))
+
+
+def test_a_trainer_that_stands_still_is_stopped_and_fails(bench: Bench) -> None:
+    quick = {"stall_minutes": 0.004, "start_minutes": 0.004}
+    wait = "[2030-01-01 00:00:00] placement_group.py:64 - Waiting for placement group of 8 GPUs (elapsed 30s): 4 GPUs "
+    jobs = ScriptedJobs(lambda start: start.say(f"{wait}registered with Ray, 4 available."), "RUNNING")
+    with pytest.raises(TrainerFailed) as caught:
+        train_stage(bench.stage(watchdog=quick), jobs)
+    first, second, *_ = str(caught.value).split("\n")
+    assert "made no progress and was stopped" in first and first.endswith("[stall-placement-group in start].")
+    assert "4 GPUs registered with Ray" in second and "pod.ray_cpus" in second
+    assert jobs.stopped == ["run-1-sft-1"]
+    assert _gist(str(caught.value)) == ("before its first iteration", "stall-placement-group in start")
+    warned = [line for line in bench.said if "no sign of progress" in line]
+    assert len(warned) == 1
+    assert any("stall-placement-group" in (beat.warning or "") for beat in bench.ear.beats)
+
+
+def test_a_watchdog_that_is_off_lets_a_trainer_be(bench: Bench) -> None:
+    def train(start: Start) -> None:
+        bench.ear.ended.set()
+
+    off = {"stall_minutes": None, "start_minutes": 0.001}
+    with pytest.raises(Exception, match="Cancelling"):
+        train_stage(bench.stage(watchdog=off), ScriptedJobs(train, "RUNNING"))
+
+
+def test_output_that_is_worth_nothing_is_a_warning_of_the_heartbeat(bench: Bench) -> None:
+    bad = {"rollout/truncated_ratio": 1.0, "rollout/repetition_frac": 0.9, "perf/rollout_time": 2.0}
+
+    def train(start: Start) -> None:
+        for number in range(2):
+            start.say(format_line("rollout", number, {"rollout/raw_reward": 0.0}, file="a.py", line=1, now=NOW))
+            start.say(format_line("perf", number, bad, file="a.py", line=1, now=NOW))
+            start.say(format_line("step", number, {"train/loss": 1.0}, file="a.py", line=1, now=NOW))
+        start.save(7)
+
+    section = {"extra_args": {"rollout-batch-size": 2, "n-samples-per-prompt": 4}, "environment": {"url": "http://e"}}
+    result = train_stage(bench.stage(name="rl", section=section), ScriptedJobs(train))
+    beat = bench.ear.beats[-1]
+    assert "garbled-output" in (beat.warning or "")
+    assert beat.figures["truncated"] == 1.0 and beat.split == {"generate": 2.0}
+    assert result.last == {"loss": 1.0, "reward": 0.0}
+    assert json.loads(beat.model_dump_json())["figures"]["reward"] == 0.0
+
+
+NOW = datetime(2030, 1, 1)
