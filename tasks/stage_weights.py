@@ -22,7 +22,6 @@ from plugins.slime import layout
 from plugins.slime.convert import Conversion, convert, needs_conversion
 from plugins.slime.export import CONFIG, INDEX, add_tokenizer, check_export, has_tokenizer
 from plugins.slime.flags import model_args
-from plugins.slime.launch import TrainerSpec
 from plugins.slime.weights import HubModel, Weights, base_of, needed_files, pinned
 from plugins.slime.whole import read_json
 from tasks.base_model import KEY, known_commit
@@ -199,10 +198,11 @@ def _loadable(stage: Stage, folder: Path) -> Path:
         hf=folder,
         target=folder.with_name(f"{folder.name}.torch_dist"),
         slime_dir=slime_dir,
-        megatron_dir=TrainerSpec.megatron_dir,
+        megatron_dir=Path(recipe.trainer.megatron_dir),
         architecture=model_args(slime_dir, recipe.model.name) if recipe.model.name else [],
         args=recipe.model.args,
         gpus=recipe.pod.gpu_count,
+        python=recipe.trainer.python,
     )
     stage.log(f"slime cannot load a model of type {config.get('model_type')} as it is: converting it to {work.target}")
     written = _Sum()

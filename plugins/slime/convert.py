@@ -73,7 +73,7 @@ _OTHERS = frozenset(("hf-checkpoint", "ref-load", "load", "save"))
 class Conversion:
     """One conversion. architecture: the model's arguments as slime's script gives them; args: more of them, by name.
 
-    gpus: how many the pod has.
+    gpus: how many the pod has; python: what runs slime on the pod.
     """
 
     hf: Path
@@ -83,6 +83,7 @@ class Conversion:
     architecture: Sequence[str]
     args: Mapping[str, Value] = field(default_factory=dict)
     gpus: int = 1
+    python: str = "python3"
 
     @property
     def flags(self) -> dict[str, Value]:
@@ -103,10 +104,10 @@ class Conversion:
                 "file of slime's scripts/models, or give `num-layers` and the rest in `model.args`"
             )
         number = processes(self.gpus, layers)
-        start = ["python3"] if number == 1 else ["torchrun", "--nproc-per-node", str(number)]
+        several = ["-m", "torch.distributed.run", "--nproc-per-node", str(number)]  # torchrun, of that Python
         given = {name: value for name, value in self.args.items() if name not in PARALLEL | _OTHERS}
         own = ["--hf-checkpoint", str(self.hf), "--save", str(self.partial)]
-        return [*start, TOOL, *self.architecture, *render(given), *own]
+        return [self.python, *(several if number > 1 else ()), TOOL, *self.architecture, *render(given), *own]
 
 
 def needs_conversion(config: Mapping[str, Any]) -> bool:
