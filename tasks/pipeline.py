@@ -29,11 +29,11 @@ from tasks.api_door import ApiDoor
 from tasks.assets import show_asset
 from tasks.chain import carry_stages
 from tasks.check_recipe import Checked, check_recipe_task
+from tasks.cluster_link import open_link
 from tasks.control_plane import ensure_deployments
 from tasks.lium_account import git_commit, open_account
 from tasks.local_servers import CODE_ROOT
 from tasks.model_shape import SHAPE, shape_of
-from tasks.pod_link import open_link
 from tasks.prefect_board import CANCEL_TYPES, PrefectBoard
 from tasks.report import publish
 from tasks.run import Run, RunCancelled, RunEnded

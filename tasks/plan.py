@@ -15,9 +15,9 @@ from plugins.errors import UserError
 from plugins.lium.budget import least_budget
 from plugins.lium.countries import CODES
 from plugins.lium.gpu_names import same_gpu
-from plugins.lium.hosts import Host
+from plugins.lium.hosts import Fabric, Host
 from plugins.lium.limits import money
-from plugins.lium.offers import Estimate, Offer, Ranking, Rest, Wish, rank, shortlist
+from plugins.lium.offers import Estimate, Offer, Ranking, Rest, Wish, rank, rank_clusters, shortlist
 from tasks.checkpoint_size import BYTES_PER_PARAMETER, SMALL_MODEL, parameters_of
 
 CENT = 0.01
@@ -29,6 +29,10 @@ class Market(Protocol):
 
     def hosts(self) -> list[Host]:
         """Every host that is listed now."""
+        ...
+
+    def fabrics(self) -> list[Fabric]:
+        """Fast networks with hosts that can be rented together."""
         ...
 
     def estimate(self, executor_id: str, template_id: str | None) -> Estimate | None:
@@ -70,7 +74,7 @@ class Plan:
     def ceiling_per_hour(self) -> float | None:
         """Most that an hour of the pod may cost; None without a ceiling."""
         ceiling = self.pod.max_price_per_gpu_hour
-        return None if ceiling is None else ceiling * self.pod.gpu_count
+        return None if ceiling is None else ceiling * self.pod.gpu_count * self.pod.nodes
 
     @property
     def worst_case(self) -> float | None:
@@ -101,6 +105,7 @@ def wish_of(recipe: Recipe) -> Wish:
         min_driver=pod.min_driver,
         min_ports=pod.min_ports,
         image=pod.image,
+        nodes=pod.nodes,
     )
 
 
@@ -129,13 +134,14 @@ def check_budget(pod: PodSection, ranking: Ranking) -> None:
     price = cheapest if ceiling is None else ceiling
     if pod.budget_usd is None or price is None:
         return
-    least = least_budget(price * pod.gpu_count, pod.dead_man_minutes * 60)
+    least = least_budget(price * pod.gpu_count * pod.nodes, pod.dead_man_minutes * 60)
     if pod.budget_usd + TOLERANCE >= least:
         return
     at = f"the {'cheapest offer' if ceiling is None else 'ceiling'} of {money(price)} USD per GPU-hour"
     raise UserError(
         f"pod.budget_usd: {money(pod.budget_usd)} USD does not last one dead-man period: {pod.dead_man_minutes} min "
-        f"(pod.dead_man_minutes) of {pod.gpu_count} GPU{'s' if pod.gpu_count > 1 else ''} at {at} cost "
+        f"(pod.dead_man_minutes) of {pod.gpu_count} GPU{'s' if pod.gpu_count > 1 else ''}"
+        f"{f' on each of {pod.nodes} nodes' if pod.nodes > 1 else ''} at {at} cost "
         f"{money(least)} USD. Set pod.budget_usd to {money(_cents_up(least))} at least, or lower pod.dead_man_minutes "
         "or the price"
     )
@@ -148,12 +154,27 @@ def make_plan(recipe: Recipe, account: Market, resting: Mapping[str, Rest], now:
     """
     wish, hosts, pod = wish_of(recipe), account.hosts(), recipe.pod
     check_wish(account, wish, hosts)
-    first = rank(hosts, wish, resting=resting, now=now)
+    first = rank_market(account, hosts, wish, resting, now)
     check_budget(pod, first)
     if pod.volume:
         account.check_volume(pod.volume)
     template_id = account.known_template(pod.image) if pod.image else pod.template_id
     return Plan(recipe.name, pod, with_estimates(account, first, hosts, template_id, resting), account.balance())
+
+
+def rank_market(
+    market: Market,
+    hosts: Sequence[Host],
+    wish: Wish,
+    resting: Mapping[str, Rest],
+    now: float,
+    *,
+    spot_allowed: bool = True,
+) -> Ranking:
+    """The offers for a wish: single hosts of this listing, or fabrics when several nodes are wanted."""
+    if wish.nodes > 1:
+        return rank_clusters(market.fabrics(), wish, resting=resting, now=now, spot_allowed=spot_allowed)
+    return rank(hosts, wish, resting=resting, now=now, spot_allowed=spot_allowed)
 
 
 def with_estimates(
@@ -166,6 +187,8 @@ def with_estimates(
     spot_allowed: bool = True,
 ) -> Ranking:
     """The ranking once more, with what Lium says about boot times of the first few hosts: they decide near ties."""
+    if ranking.wish.nodes > 1:
+        return ranking  # of a cluster the slowest node counts, and Lium says nothing about its own template there
     asked = {host_id: market.estimate(host_id, template_id) for host_id in shortlist(ranking)}
     known = {host_id: estimate for host_id, estimate in asked.items() if estimate is not None}
     if not known:

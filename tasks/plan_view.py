@@ -36,7 +36,7 @@ def _offers_table(offers: tuple[Offer, ...]) -> Table:
         cells = (
             str(place),
             host.huid,
-            f"{host.gpu_type} x{offer.gpu_count}",
+            f"{f'{len(offer.hosts)} nodes of ' if offer.others else ''}{host.gpu_type} x{offer.gpu_count}",
             host.tier or "?",
             host.country or "?",
             money(offer.price_per_gpu_hour),
@@ -66,7 +66,8 @@ def _costs(plan: Plan) -> Iterator[str]:
         yield "no price ceiling: set pod.max_price_per_gpu_hour (the real marketplace is refused without one)"
     else:
         per_gpu = money(pod.max_price_per_gpu_hour or 0.0)
-        yield f"at the price ceiling: ${money(ceiling)} per hour ({pod.gpu_count} x ${per_gpu})"
+        nodes = f"{pod.nodes} nodes x " if pod.nodes > 1 else ""
+        yield f"at the price ceiling: ${money(ceiling)} per hour ({nodes}{pod.gpu_count} x ${per_gpu})"
     if pod.budget_usd is None:
         yield "no budget: set pod.budget_usd (the real marketplace is refused without one)"
     else:
@@ -98,7 +99,8 @@ def _next(plan: Plan) -> Iterator[str]:
     if first is not None:
         others = len(plan.ranking.offers) - 1
         spare = f"if that fails, the next of {others} more in this order" if others else "there is no other offer now"
-        yield f"the run would rent {first.host.huid} at ${money(first.price_per_hour)} per hour; {spare}"
+        huids = ", ".join(host.huid for host in first.hosts)
+        yield f"the run would rent {huids} at ${money(first.price_per_hour)} per hour; {spare}"
         return
     yield f"no offer: {plan.ranking.explain()}"
     if wait:

@@ -6,6 +6,8 @@ what it cost.
 
     INTENT -> REFUSED                       nothing was rented
     INTENT -> PENDING, RUNNING, ... -> ENDED | WARM (handed to the next run)
+
+Several nodes rented as one cluster are one row: `id` is node 0's, `nodes` has the ids of all, `executors` their hosts.
 """
 
 from collections.abc import Callable, Collection, Iterable
@@ -43,6 +45,9 @@ EMPTY: Row = {
     "cost_usd": None,
     "why": "",
     "intent": None,
+    "cluster": None,
+    "nodes": [],
+    "executors": [],
 }
 """Every column of the ledger; a row that an earlier version wrote lacks some."""
 
@@ -51,6 +56,11 @@ def pod_number(name: str) -> int:
     """The number at the end of a pod's name, 0 when there is none."""
     tail = name.rpartition("-a")[2]
     return int(tail) if tail.isdigit() else 0
+
+
+def gpu_words(count: int | None, name: str | None, nodes: int = 1) -> str:
+    """A pod's GPUs in words: 8x NVIDIA H200, and for a cluster how many nodes have them."""
+    return f"{f'{nodes} nodes of ' if nodes > 1 else ''}{count or '?'}x {name or '?'}"
 
 
 def read_ledger(client: SyncPrefectClient, run_id: str) -> list[Row]:
@@ -62,6 +72,11 @@ def read_ledger(client: SyncPrefectClient, run_id: str) -> list[Row]:
 def was_lost(row: Row) -> bool:
     """Whether a pod that could take stages ended before its time; one that never got ready was no loss."""
     return bool(row["why"]) and row["ended_at"] is not None and row["ready_at"] is not None
+
+
+def ids_of(row: Row) -> list[str]:
+    """Ids of the pods behind a row: one, or the nodes of a cluster."""
+    return list(row["nodes"]) or [row["id"]]
 
 
 def charge_of(row: Row) -> Charge | None:
@@ -107,7 +122,8 @@ class PodLedger:
             "executor": intent.executor_id,
             "host": offer.host.huid,
             "tier": offer.host.tier,
-            "gpu": f"{offer.gpu_count}x {offer.host.gpu}",
+            "gpu": gpu_words(offer.gpu_count, offer.host.gpu, len(offer.hosts)),
+            "executors": [host.executor_id for host in offer.hosts] if offer.others else [],
             "price_per_hour": offer.price_per_hour,
             "state": INTENT,
             "rented_at": self._time(intent.at),
@@ -134,6 +150,8 @@ class PodLedger:
         known: Row = {"id": pod.id, "state": pod.status, "intent": None}
         if pod.price_per_hour is not None:
             known["price_per_hour"] = pod.price_per_hour
+        if pod.members:
+            known |= {"cluster": pod.cluster_id, "nodes": list(pod.ids)}
         if pod.status == "RUNNING" and not any(row["running_at"] for row in self._rows if row["name"] == pod.name):
             known["running_at"] = self._time()
         if any(row["name"] == pod.name and row["ended_at"] is None for row in self._fresh()):
@@ -191,16 +209,19 @@ class PodLedger:
 
     def _close(self, row: Row, account: LiumAccount, why: str, state: str) -> None:
         try:
-            record = account.record(row["id"]) if state == ENDED else None
+            records = [account.record(one) for one in ids_of(row)] if state == ENDED else []
         except ControlPlaneError:
-            record = None  # then our own estimate stands
+            records = []  # then our own estimate stands
         charge = charge_of(row)
         assert charge is not None
-        ended = record.removed_at if record and record.removed_at else datetime.fromtimestamp(self._now(), UTC)
+        bills = [record for record in records if record and record.removed_at]
+        whole = bool(bills) and len(bills) == len(records)
+        ends = [record.removed_at for record in bills if record.removed_at] if whole else []
+        ended = max(ends, default=datetime.fromtimestamp(self._now(), UTC))
         estimate = charge.usd(ended.timestamp())
         claimed = row["claimed"]  # the bill of a pod taken over warm is partly another run's
         row["ended_at"] = ended.isoformat()
-        row["cost_usd"] = record.cost_usd if record and record.removed_at and not claimed else round(estimate, 6)
+        row["cost_usd"] = sum(bill.cost_usd for bill in bills) if whole and not claimed else round(estimate, 6)
         row["state"], row["why"] = state, why or row["why"]
 
     def _found(self, pod: PodRow) -> Row:
@@ -210,7 +231,10 @@ class PodLedger:
             "name": pod.name,
             "id": pod.id,
             "executor": pod.executor_id,
-            "gpu": f"{pod.gpu_count}x {pod.gpu_name}",
+            "gpu": gpu_words(pod.gpu_count, pod.gpu_name, len(pod.nodes)),
+            "cluster": pod.cluster_id,
+            "nodes": list(pod.ids) if pod.members else [],
+            "executors": [node.executor_id for node in pod.nodes] if pod.members else [],
             "price_per_hour": pod.price_per_hour,
             "state": pod.status,
             "rented_at": self._time(),

@@ -16,8 +16,10 @@ from plugins.lium.liveness import Probe
 from plugins.lium.pods import PodRow
 from plugins.lium.preflight import Check, Limits, preflight
 from plugins.lium.tunnel import PodConnection, known_hosts_file
+from plugins.rayjobs.settings import LOOPBACK
 from tasks.api_door import ApiDoor
 from tasks.checkpoint_size import checkpoint_gb
+from tasks.nodes import RAY_STATE, node_env, node_name
 from tasks.run import Run
 from tasks.stage_contract import WORK_POOL
 from tasks.stores import store_env
@@ -81,6 +83,9 @@ class SshLink:
         seen = self.connection.run(f"grep -lsz '^{marker}$' /proc/[0-9]*/environ", timeout_s=PROBE_S)
         return Probe.RUNNING if seen.stdout.strip() else Probe.GONE
 
+    def check_nodes(self) -> None:
+        """A single pod has no further nodes; see `cluster_link.py`."""
+
     def shut_out(self) -> None:
         """Take the pod's way to Prefect away."""
         self._door.shut(self.name)
@@ -106,17 +111,27 @@ class SshLink:
 
 def open_link(run: Run, row: PodRow, door: ApiDoor) -> SshLink:
     """Connect to a pod that is ready. PodLost: SSH does not answer; UserError: the store is not shared with it."""
-    connection = PodConnection(row, run.account.settings.ssh_key_path, known_hosts_file(row.id))
+    connection = connect(run, row)
     try:
-        try:
-            connection.connect(max(CONNECT_S, run.recipe.pod.unreachable_after_s))
-        except ControlPlaneError as error:
-            raise PodLost(f"SSH does not answer: {error}") from error
         check_store_is_shared(run, connection)
         return SshLink(run, row, connection, door)
     except BaseException:  # also Ctrl-C: its thread must not stay
         connection.close()
         raise
+
+
+def connect(run: Run, row: PodRow) -> PodConnection:
+    """An SSH connection to one pod. Raises PodLost when it does not answer."""
+    connection = PodConnection(row, run.account.settings.ssh_key_path, known_hosts_file(row.id))
+    try:
+        connection.connect(max(CONNECT_S, run.recipe.pod.unreachable_after_s))
+    except ControlPlaneError as error:
+        connection.close()
+        raise PodLost(f"SSH does not answer: {error}") from error
+    except BaseException:
+        connection.close()
+        raise
+    return connection
 
 
 def limits_of(recipe: Recipe, api_url: str | None, checkpoint_gb: float | None = None) -> Limits:
@@ -174,12 +189,9 @@ def boot_document(recipe: Recipe, run_id: str, row: PodRow, api_env: dict[str, s
 
     api_env: how the pod reaches the Prefect API.
     """
-    missing = [name for name in recipe.secrets if not os.environ.get(name)]
-    if missing:
-        raise UserError(f"The recipe's 'secrets:' names {', '.join(missing)}, which this environment does not have.")
     env = {
         **store_env(recipe),
-        **{name: os.environ[name] for name in recipe.secrets},
+        **own_secrets(recipe),
         **api_env,
         "PREFECT_CLIENT_MAX_RETRIES": "9",
         "PREFECT_WORKER_QUERY_SECONDS": "0.5",
@@ -189,13 +201,33 @@ def boot_document(recipe: Recipe, run_id: str, row: PodRow, api_env: dict[str, s
         "DO_NOT_TRACK": "1",
         "TRAINSTACK_RUN_ID": run_id,
         "TRAINSTACK_POD": row.name,
+        **node_env(row),
     }
-    ray = ["python", "-m", "plugins.rayjobs.head", "--state", "~/trainstack/ray"]
-    ray += ["--num-cpus", str(recipe.pod.ray_cpus)]
-    if recipe.trainer.kind == "slime":
-        ray += ["--num-gpus", str(recipe.pod.gpu_count), "--cwd", recipe.trainer.slime_dir]
-        ray += ["--python", recipe.trainer.python]
+    ray = ray_argv(recipe, "head", row, row)
     worker = ["python", "-m", "prefect", "worker", "start", "--pool", WORK_POOL, "--work-queue", row.name]
     worker += ["--limit", "1", "--name", row.name]
     services = [{"name": "worker", "argv": worker}, {"name": "ray", "argv": ray}]
     return {"pod": row.name, "state_dir": "~/trainstack", "env": env, "services": services, "grace_s": 25}
+
+
+def own_secrets(recipe: Recipe) -> dict[str, str]:
+    """The variables that the recipe names as secrets. Raises UserError for one that is not set here."""
+    missing = [name for name in recipe.secrets if not os.environ.get(name)]
+    if missing:
+        raise UserError(f"The recipe's 'secrets:' names {', '.join(missing)}, which this environment does not have.")
+    return {name: os.environ[name] for name in recipe.secrets}
+
+
+def ray_argv(recipe: Recipe, program: str, pod: PodRow, node: PodRow) -> list[str]:
+    """Command line of a pod's Ray: "head", or "worker" on the further nodes of a cluster; `node` is the one it is for.
+
+    slime's bundles are 1 CPU for each GPU, and its own actors take two more (slime.md 1.3); less waits for ever.
+    """
+    gpus = recipe.pod.gpu_count
+    cpus = max(recipe.pod.ray_cpus, gpus + 4) if recipe.trainer.kind == "slime" else recipe.pod.ray_cpus
+    argv = ["python", "-m", f"plugins.rayjobs.{program}", "--state", RAY_STATE, "--num-cpus", str(cpus)]
+    if recipe.trainer.kind == "slime":
+        argv += ["--num-gpus", str(gpus), "--cwd", recipe.trainer.slime_dir, "--python", recipe.trainer.python]
+    if pod.members:
+        argv += ["--node-name", node_name(pod.ids.index(node.id)), "--node-ip", node.overlay_ip or LOOPBACK]
+    return argv

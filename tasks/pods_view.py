@@ -18,7 +18,7 @@ from tasks import artifacts
 from tasks.common_knowledge import warm_pods
 from tasks.control_plane import attempt_of, runs_of, tag_value
 from tasks.plain_text import plain
-from tasks.pod_ledger import charge_of, read_ledger
+from tasks.pod_ledger import charge_of, gpu_words, read_ledger
 from tasks.provision_pod import run_of
 from tasks.stage_contract import HEARTBEAT_SUFFIX, Heartbeat, artifact_key, describe, parse_heartbeat
 
@@ -78,7 +78,7 @@ def pods_table(views: Sequence[PodView]) -> Table:
             view.run_id or "",
             pod.status,
             view.host or (pod.executor_id or "")[:8],
-            f"{pod.gpu_count or '?'}x {pod.gpu_name or '?'}",
+            gpu_words(pod.gpu_count, pod.gpu_name, len(pod.nodes)),
             use,
             f"{pod.price_per_hour or 0:.2f}",
             "" if view.cost is None else f"${view.cost:.4f}",

@@ -6,6 +6,7 @@
 
 A crash at any point leaves either no pod, or one that the next start of the same run finds by its name or by the
 intent in the ledger. At most one pod of a run is ever paid for: a new one is rented only when the old one is gone.
+With `pod.nodes` more than 1 "the pod" is a cluster: rented, checked, given back and blamed as one thing.
 """
 
 import re
@@ -20,12 +21,12 @@ from plugins.errors import CapacityError, PodLost, Refused, UserError
 from plugins.lium import budget
 from plugins.lium.budget import Charge, Money
 from plugins.lium.client import LiumAccount
-from plugins.lium.offers import Offer, Ranking, Rest, rank
+from plugins.lium.offers import Offer, Ranking, Rest
 from plugins.lium.pods import PodRow, RentOrder
 from plugins.lium.poller import wait_ready
 from plugins.lium.preflight import failing
-from tasks.plan import check_budget, check_wish, wish_of, with_estimates
-from tasks.pod_ledger import pod_number
+from tasks.plan import check_budget, check_wish, rank_market, wish_of, with_estimates
+from tasks.pod_ledger import gpu_words, ids_of, pod_number
 from tasks.retry import outside_failed
 from tasks.run import PodLink, Run, RunEnded
 from tasks.warm_pods import take_warm
@@ -109,16 +110,23 @@ def living_pod(run: Run) -> PodRow | None:
             run.ledger.rented(found)
     living = {pod.id: pod for pod in _listed(run) if not pod.terminal}
     for row in run.ledger.open():
-        if row["id"] in living:
+        ids = ids_of(row)
+        if row["id"] in living and set(ids) <= set(living[row["id"]].ids):
             continue
-        known = run.account.look_up(row["id"])  # the listing is not the last word
+        for pod_id in ids:
+            living.pop(pod_id, None)  # of a cluster that is not whole the listing may show any node first
+        known = _look_up(run, ids)  # the listing is not the last word
         if known is None:
-            run.let_go(row["id"])
+            run.let_go(*ids)
             run.ledger.ended([row["name"]], run.account, "gone")
         elif known.terminal:
             give_back(run, known, f"it was {known.status}")
         else:
             living[known.id] = known
+    for pod in [pod for pod in living.values() if len(pod.ids) != run.recipe.pod.nodes]:
+        wanted = f"{len(pod.ids)} nodes, and the recipe asks for {run.recipe.pod.nodes} (pod.nodes)"
+        run.log(f"WARNING {pod.name} has {wanted}; it is given back")
+        give_back(run, living.pop(pod.id), f"it had {wanted}", blame=False)
     ordered = sorted(living.values(), key=lambda pod: pod_number(pod.name))
     for extra in ordered[:-1]:
         run.log(f"WARNING {extra.name} is one pod too many; it is given back")
@@ -128,6 +136,10 @@ def living_pod(run: Run) -> PodRow | None:
     run.log(f"pod {ordered[-1].name}: adopted")
     run.ledger.rented(ordered[-1])
     return ordered[-1]
+
+
+def _look_up(run: Run, ids: list[str]) -> PodRow | None:
+    return run.account.look_up(ids[0]) if len(ids) == 1 else run.account.look_up_all(ids)
 
 
 def _listed(run: Run) -> list[PodRow]:
@@ -163,21 +175,26 @@ def rent_best(run: Run, stages: Sequence[str], problems: list[str]) -> PodRow | 
         volume_id=run.account.volume_for(run.recipe.pod.volume) if run.recipe.pod.volume else None,
         termination_hours=max(1, -(-run.recipe.pod.dead_man_minutes // 60)),
         ceiling=run.recipe.pod.max_price_per_gpu_hour,
+        others=tuple(host.executor_id for host in offer.others),
     )
     run.check()
-    run.log(f"renting {offer.gpu_count}x {offer.host.gpu} of {offer.host.huid} at ${offer.price_per_hour:.2f}/h: "
-            f"{', '.join(offer.reasons)}")  # fmt: skip
+    huids = ", ".join(host.huid for host in offer.hosts)
+    gpus = gpu_words(offer.gpu_count, offer.host.gpu, len(offer.hosts))
+    run.log(f"renting {gpus} of {huids} at ${offer.price_per_hour:.2f}/h: {', '.join(offer.reasons)}")
     try:
         row = run.account.rent(order, lambda intent: run.ledger.intends(intent, offer))
     except CapacityError as error:
-        problems.append(f"{offer.host.huid}: {error}")
-        run.log(f"WARNING {offer.host.huid}: {error}")
+        problems.append(f"{huids}: {error}")
+        run.log(f"WARNING {huids}: {error}")
         run.ledger.refused(name, str(error))
-        rest(run, offer.host.executor_id, f"refused a rent: {error}", hours=REFUSED_RESTS_HOURS)
+        for host in offer.hosts:
+            rest(run, host.executor_id, f"refused a rent: {error}", hours=REFUSED_RESTS_HOURS)
         return None
     except UserError as error:
         run.ledger.refused(name, str(error))
         raise
+    if row.members:
+        run.hold(*row.ids)  # the rent of a cluster carries no end of its own, so nothing may come before this
     run.ledger.rented(row)
     run.log(f"pod {name}: rented")
     return row
@@ -212,7 +229,7 @@ def rank_now(run: Run, template_id: str | None) -> Ranking:
     wish, hosts = wish_of(run.recipe), run.account.hosts()
     resting = run.board.resting() if run.recipe.pod.bad_host_hours else {}
     spot = spot_allowed(run)
-    first = rank(hosts, wish, resting=resting, now=run.clock.now(), spot_allowed=spot)
+    first = rank_market(run.account, hosts, wish, resting, run.clock.now(), spot_allowed=spot)
     if not run.ledger.known():  # before the first rent only: later a country may be sold out for an hour
         check_wish(run.account, wish, hosts)
         check_budget(run.recipe.pod, first)
@@ -247,9 +264,9 @@ def check_money_left(run: Run, offer: Offer) -> None:
 
 def make_ready(run: Run, row: PodRow) -> PodLink:
     """Wait for the boot, check price and preflight, start the worker. Raises PodLost when the pod will not do."""
-    run.hold(row.id)
+    run.hold(*row.ids)
     ready = wait_ready(run.account, row, run.recipe.pod.ready_timeout_minutes * 60, run.poller, run.check)
-    run.extend(ready.id)  # at boot Lium sets the end that came with the rent; ours must be said again
+    run.extend(*ready.ids)  # at boot Lium sets the end that came with the rent; ours must be said again
     check_price(run, ready)
     run.ledger.rented(ready)
     link = run.open_link(run, ready)
@@ -268,7 +285,7 @@ def make_ready(run: Run, row: PodRow) -> PodLink:
 def check_price(run: Run, row: PodRow) -> None:
     """A rent by host has no ceiling on Lium's side, so what the pod really costs is looked at before it is used."""
     ceiling = run.recipe.pod.max_price_per_gpu_hour
-    count = row.gpu_count or run.recipe.pod.gpu_count
+    count = (row.gpu_count or run.recipe.pod.gpu_count) * len(row.nodes)
     if ceiling is None or row.price_per_hour is None or row.price_per_hour <= ceiling * count + PRICE_TOLERANCE:
         return
     raise HostUnfit(
@@ -284,7 +301,8 @@ def check_fit(run: Run, link: PodLink) -> None:
         f"preflight-{pod_number(link.name)}", [check.row() for check in checks], f"Preflight of {link.name}"
     )
     if (problem := failing(checks)) is not None:
-        needs = [check.name for check in checks if not check.ok] == ["disk space"] and "two checkpoints" in problem
+        failed = {check.name.rpartition(": ")[2] for check in checks if not check.ok}
+        needs = failed == {"disk space"} and "two checkpoints" in problem
         raise (TooSmall if needs else HostUnfit)(f"preflight: {problem}")
     run.log(f"pod {link.name}: preflight passed ({len(checks)} checks)")
 
@@ -297,15 +315,25 @@ def give_back(run: Run, row: PodRow, why: str, *, blame: bool = True, rest_hours
 
     rest_hours: None is the recipe's `bad_host_hours`.
     """
-    run.let_go(row.id)
+    run.let_go(*row.ids)
     run.poller.unwatch(row.name)
-    run.account.release(row.name, [row.id])
+    release(run.account, row)
     run.board.drop_queue(row.name)
     run.board.forget_warm(row.name)
     run.ledger.ended([row.name], run.account, why)
-    executor = row.executor_id or next((r["executor"] for r in run.ledger.rows() if r["name"] == row.name), None)
-    if blame and executor:
+    if not blame:
+        return
+    noted = next((r for r in run.ledger.rows() if r["name"] == row.name), None)
+    executors = {node.executor_id for node in row.nodes} | set(noted["executors"] if noted else ())
+    if not any(executors) and noted:
+        executors = {noted["executor"]}
+    for executor in sorted(one for one in executors if one):
         rest(run, executor, why, rest_hours)
+
+
+def release(account: LiumAccount, row: PodRow) -> list[str]:
+    """End a pod, or every node of a cluster, for sure; returns what was still there. Raises ControlPlaneError."""
+    return account.release(row.name, row.ids, cluster_id=row.cluster_id)
 
 
 def rest(run: Run, executor_id: str, why: str, hours: float | None = None) -> None:

@@ -19,7 +19,7 @@ from plugins.lium.pods import PodRow
 from tasks import common_knowledge
 from tasks.board import WarmPod
 from tasks.control_plane import is_pipeline, runs_of
-from tasks.provision_pod import run_of
+from tasks.provision_pod import release, run_of
 from tasks.steering import bury_dead_pipelines
 
 GRACE_MINUTES = 15.0
@@ -108,7 +108,7 @@ def reap(client: SyncPrefectClient, account: LiumAccount, judged: Sequence[Judge
         if any(is_pipeline(run) and not (run.state and run.state.is_final()) for run in runs_of(client, one.run_id)):
             continue  # started again while we looked
         try:
-            account.release(one.pod.name, [one.pod.id])
+            release(account, one.pod)
             common_knowledge.forget_warm(client, one.pod.name)
             said.append(f"{one.pod.name} given back: {one.why}")
         except ControlPlaneError as error:

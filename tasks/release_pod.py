@@ -14,6 +14,7 @@ from prefect.cache_policies import NO_CACHE
 
 from plugins.errors import ControlPlaneError
 from plugins.lium.pods import PodRow
+from tasks.pod_ledger import ids_of
 from tasks.provision_pod import pods_of
 from tasks.retry import outside_failed
 from tasks.run import PodLink, Run
@@ -37,19 +38,22 @@ def release_pods(run: Run, link: PodLink | None) -> float:
         link.close()
     strays = {intent.name: run.account.settle(intent) for intent in run.ledger.unsettled()}
     mine = {row["name"] for row in run.ledger.rows()} - run.ledger.handed_on()
-    ours = {pod.name: {pod.id} for pod in pods_of(run.account, run.run_id) if pod.name in mine}
+    listed = [pod for pod in pods_of(run.account, run.run_id) if pod.name in mine]
+    ours = {pod.name: set(pod.ids) for pod in listed}
+    clusters = {pod.name: pod.cluster_id for pod in listed if pod.cluster_id}
     for row in run.ledger.open():
-        ours.setdefault(row["name"], set()).add(row["id"])
+        ours.setdefault(row["name"], set()).update(ids_of(row))
+        if row["cluster"]:
+            clusters.setdefault(row["name"], row["cluster"])
     for name, pod_id in _claimed(run):
         ours.setdefault(name, set()).add(pod_id)
     for pod in strays.values():
         if pod is not None:
-            ours.setdefault(pod.name, set()).add(pod.id)
+            ours.setdefault(pod.name, set()).update(pod.ids)
     for name, ids in ours.items():
-        for pod_id in ids:
-            run.let_go(pod_id)
+        run.let_go(*ids)
         run.poller.unwatch(name)
-        if run.account.release(name, ids):
+        if run.account.release(name, ids, cluster_id=clusters.get(name)):
             run.log(f"pod {name} given back")
     if not run.board.answers():
         return run.money().spent

@@ -75,6 +75,10 @@ class PodLink(Protocol):
         """Whether an attempt's process runs on the pod. Raises ControlPlaneError when SSH does not answer."""
         ...
 
+    def check_nodes(self) -> None:
+        """Whether the further nodes of a cluster live. Raises PodLost, ControlPlaneError, each naming the node."""
+        ...
+
     def shut_out(self) -> None:
         """Take the pod's way to Prefect away: it is lost, and whatever it still says is too late."""
         ...
@@ -154,23 +158,27 @@ class Run:
         self._end = self._end or why
         self._woken.set()
 
-    def hold(self, pod_id: str) -> None:
-        """Push this pod's server-side end forward from now on, and at once."""
-        self._held.add(pod_id)
-        self.extend(pod_id)
+    def hold(self, *pod_ids: str) -> None:
+        """Push the server-side end of these pods (the nodes of one) forward from now on, and at once."""
+        self._held.update(pod_ids)
+        self.extend(*pod_ids)
 
-    def let_go(self, pod_id: str) -> None:
-        """Stop pushing this pod's end forward."""
-        self._held.discard(pod_id)
+    def let_go(self, *pod_ids: str) -> None:
+        """Stop pushing the end of these pods forward."""
+        self._held.difference_update(pod_ids)
 
-    def extend(self, pod_id: str) -> bool:
-        """Set the pod's server-side end: a dead-man period from now, or sooner when the money ends sooner."""
+    def extend(self, *pod_ids: str) -> bool:
+        """Set the pods' server-side end: a dead-man period from now, or sooner when the money ends sooner.
+
+        False when one of them is gone.
+        """
         now = datetime.fromtimestamp(self.clock.now(), UTC)
         end = now + self.dead_man
         left_s = self.money().left_s
         if left_s is not None:
             end = min(end, max(now + timedelta(seconds=left_s), now + SOON))
-        return self.account.extend(pod_id, end)
+        there = [self.account.extend(pod_id, end) for pod_id in pod_ids]
+        return all(there)
 
     def money(self) -> budget.Account:
         """What was spent and what the budget still buys."""

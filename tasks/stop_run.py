@@ -17,9 +17,9 @@ from plugins.lium.pods import PodRow
 from plugins.lium.tunnel import PodConnection, known_hosts_file
 from tasks import artifacts
 from tasks.api_door import ApiDoor
+from tasks.cluster_link import open_link
 from tasks.control_plane import is_pipeline, runs_of, set_state
 from tasks.lium_account import open_account
-from tasks.pod_link import open_link
 from tasks.prefect_board import PrefectBoard
 from tasks.provision_pod import pods_of, run_of
 from tasks.release_pod import release_pods

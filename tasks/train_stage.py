@@ -21,6 +21,7 @@ from plugins.slime.dry_run import run_dry_parse
 from plugins.slime.launch import TrainerSpec, build
 from plugins.slime.nvlink import has_nvlink
 from plugins.slime.weights import Weights
+from tasks.nodes import wait_for_nodes
 from tasks.stage_attempt import Stage
 from tasks.stage_contract import StageResult
 from tasks.stage_publish import publishing
@@ -47,6 +48,7 @@ def train_stage(stage: Stage, jobs: RayJobs | None = None) -> StageResult:
     with stage.timed("ray"):
         jobs = jobs or RayJobs(stage.ray_state)
         jobs.wait_ready(RAY_READY_S)
+        wait_for_nodes(stage, jobs)
         _stop_older_attempts(stage, jobs)
     with stage.timed("restore"):
         find_start(stage, stores)

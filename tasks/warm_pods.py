@@ -69,7 +69,8 @@ def _fits(run: Run, warm: WarmPod) -> bool:
     pod = run.recipe.pod
     ceiling = pod.max_price_per_gpu_hour
     return (
-        warm.claimed_by is None
+        pod.nodes == 1  # clusters are not held warm
+        and warm.claimed_by is None
         and warm.until - run.clock.now() > WORTH_TAKING_S
         and warm.start == start_of(run)
         and warm.gpu_count == pod.gpu_count

@@ -8,18 +8,19 @@ life `liveness.py`'s, and choosing what to rent the caller's.
 
 import ipaddress
 import uuid
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from plugins.errors import CapacityError, ControlPlaneError, Refused, TrainstackError, UserError
+from plugins.lium import clusters
 from plugins.lium.boundary import NotFound, OutcomeUnknown, RateLimited, boundary, refused_afresh
 from plugins.lium.clock import Clock, SystemClock
-from plugins.lium.hosts import Host, host_from_info
+from plugins.lium.hosts import Fabric, Host, fabric_from_offer, host_from_info
 from plugins.lium.offers import Estimate
 from plugins.lium.pods import (
     Intent,
@@ -91,9 +92,11 @@ class LiumAccount:
     # -- reading --------------------------------------------------------------------------------------------------
 
     def pods(self, prefix: str = "", *, patient: bool = True) -> list[PodRow]:
-        """List the account's pods whose name starts with `prefix`; `patient=False` raises RateLimited at once."""
-        rows = [row_from_info(info) for info in self._ask("list pods", self._lium.ps, patient=patient)]
-        return [row for row in rows if row.name.startswith(prefix)]
+        """List the account's pods whose name starts with `prefix`; `patient=False` raises RateLimited at once.
+
+        The nodes of a cluster are one row.
+        """
+        return [row for row in clusters.fold(self._listed(patient)) if row.name.startswith(prefix)]
 
     def find(self, name: str) -> PodRow | None:
         """Return the pod of this name: the one that can still live if there are several, else None."""
@@ -108,6 +111,10 @@ class LiumAccount:
             return None
         with boundary(f"look up pod {pod_id}"):
             return row_from_json(raw)
+
+    def look_up_all(self, ids: Sequence[str]) -> PodRow | None:
+        """Ask for every node of a pod past the listing, and put them together; None when all of them are gone."""
+        return clusters.of_ids(ids, {one: self.look_up(one) for one in ids})
 
     def record(self, pod_id: str) -> PodRecord | None:
         """What the pod was and what it cost, also after its end; None if Lium has no record of it."""
@@ -135,6 +142,10 @@ class LiumAccount:
     def hosts(self) -> list[Host]:
         """Every host that is listed now, whatever its GPU."""
         return [host_from_info(info) for info in self._ask("list hosts", self._lium.ls)]
+
+    def fabrics(self) -> list[Fabric]:
+        """Fast networks with hosts that are wholly free and can be rented together as one cluster."""
+        return [fabric_from_offer(offer) for offer in self._ask("list clusters", self._lium.clusters)]
 
     def unknown_gpu(self, name: str) -> list[str] | None:
         """The GPU names that Lium knows if `name` is none of them; None when it is, or when nobody answers."""
@@ -197,13 +208,15 @@ class LiumAccount:
     # -- changing -------------------------------------------------------------------------------------------------
 
     def rent(self, order: RentOrder, journal: Callable[[Intent], None]) -> PodRow:
-        """Rent one pod on this host; `journal` writes the intent down right before the request is sent.
+        """Rent one pod on this host, or one cluster; `journal` writes the intent down right before it is sent.
 
         CapacityError: the host is gone or refuses. UserError: no money, no right, no SSH key, volume held elsewhere.
         ControlPlaneError: no answer; the intent tells `settle` what was asked.
         """
         if not self.settings.loopback and (not self.settings.api_key or not order.ceiling):
             raise Refused(f"pod {order.name}: {self.settings.base_url} costs real money: set an API key and a ceiling")
+        if order.others:
+            return self._rent_cluster(order, journal)
         key = str(uuid.uuid4())
         intents: list[Intent] = []
         unwritten: list[Exception] = []
@@ -244,7 +257,7 @@ class LiumAccount:
             if found is None:
                 raise CapacityError(f"rent pod {order.name}: the request was lost and rented nothing") from error
             return found
-        return self._row_of(str(made["id"]), order.name, order.executor_id, unseen="PENDING")
+        return self._row_of([str(made["id"])], order.name, order.executor_id, unseen="PENDING")
 
     def settle(self, intent: Intent) -> PodRow | None:
         """Find out what became of a rent whose answer nobody has: its pod (it may have ended by now), or None.
@@ -259,14 +272,14 @@ class LiumAccount:
             try:
                 listed = True
                 row = self.find(intent.name)
-                if row is not None:
+                if row is not None and len(row.ids) == clusters.size_of(intent):
                     return row
             except (ControlPlaneError, UserError) as error:  # a key that is refused now says nothing about then
                 listed, problem = False, str(error)
             try:
-                pod_id = self._replay(intent) if replayable else None
-                if pod_id is not None:
-                    return self._row_of(pod_id, intent.name, intent.executor_id, unseen="DELETED")
+                ids = self._replay(intent) if replayable else None
+                if ids is not None:
+                    return self._row_of(ids, intent.name, intent.executor_id, unseen="DELETED")
                 fresh += listed
             except CapacityError:
                 return None  # the stored answer: it rented nothing
@@ -298,25 +311,33 @@ class LiumAccount:
             return False
         return True
 
-    def release(self, name: str, ids: Collection[str] = (), *, timeout_s: float = 120.0) -> list[str]:
+    def release(
+        self, name: str, ids: Collection[str] = (), *, cluster_id: str | None = None, timeout_s: float = 120.0
+    ) -> list[str]:
         """Give back every pod of this name, and these ids whatever the listing shows; look until none is left.
 
-        A pod that is gone counts as given back. Returns the ids of the pods that were there. ControlPlaneError: not
-        certain within `timeout_s`.
+        A cluster is removed as one thing first, then what is left of it one by one. A pod that is gone counts as given
+        back. Returns the ids of the pods that were there. ControlPlaneError: not certain within `timeout_s`.
         """
         released: set[str] = set()
         unasked = set(ids)  # these are deleted once without looking: both listing and look-up may be late
         began, pause_s, problem = self._clock.monotonic(), 0.2, "it is still listed"
         while True:
             try:
+                if cluster_id is not None:
+                    released.update(self._delete_cluster(cluster_id, name))
+                    cluster_id = None
                 for pod_id in sorted(unasked):
                     if self._delete(pod_id, name):
                         released.add(pod_id)
                     unasked.discard(pod_id)
-                living = {row.id for row in self.pods() if row.name == name}
+                mine = [row for row in self._listed() if row.name == name]
+                living = {row.id for row in mine}
                 living |= {pod_id for pod_id in ids if pod_id not in living and self.look_up(pod_id) is not None}
                 if not living:
                     return sorted(released)
+                for listed_cluster in sorted({row.cluster_id for row in mine if row.cluster_id}):
+                    released.update(self._delete_cluster(listed_cluster, name))
                 for pod_id in living:
                     self._delete(pod_id, name)
                 released |= living
@@ -332,13 +353,46 @@ class LiumAccount:
 
     # -- steps ----------------------------------------------------------------------------------------------------
 
-    def _replay(self, intent: Intent) -> str | None:
-        """Send a rent again under its key: the pod's id, or None when it was refused as a new request.
+    def _listed(self, patient: bool = True) -> list[PodRow]:
+        """The rows as the listing has them, each node of a cluster by itself."""
+        return [row_from_info(info) for info in self._ask("list pods", self._lium.ps, patient=patient)]
+
+    def _rent_cluster(self, order: RentOrder, journal: Callable[[Intent], None]) -> PodRow:
+        with boundary(f"rent cluster {order.name}"):
+            payload = clusters.request_of(self._lium, order)
+        key = str(uuid.uuid4())
+        intent = Intent(order.name, order.executor_id, key, clusters.ENDPOINT, payload, self._clock.now())
+        try:
+            journal(intent)
+        except TrainstackError:
+            raise
+        except Exception as error:  # whatever it is, nothing may be rented that is not written down
+            raise ControlPlaneError(f"cluster {order.name} was not rented: {error}") from error
+        try:
+            with boundary(f"rent cluster {order.name}"):
+                ids = clusters.send(self._lium, intent)
+        except NotFound as error:
+            raise CapacityError(f"{error}: a host or the template is gone") from error
+        except ControlPlaneError as error:
+            found = self.settle(intent)
+            if found is None:
+                raise CapacityError(f"rent cluster {order.name}: the request was lost and rented nothing") from error
+            return found
+        return self._row_of(ids, order.name, order.executor_id, unseen="PENDING")
+
+    def _replay(self, intent: Intent) -> list[str] | None:
+        """Send a rent again under its key: the pods' ids, or None when it was refused as a new request.
 
         CapacityError: the first request was refused. ControlPlaneError: that is not known.
         """
         from lium.sdk.exceptions import LiumError, LiumRentOutcomeUnknownError
 
+        if intent.endpoint == clusters.ENDPOINT:
+            try:
+                with boundary(f"ask what became of the rent of cluster {intent.name}"):
+                    return clusters.send(self._lium, intent)
+            except (CapacityError, UserError, NotFound):
+                return None  # the stored answer or a new refusal: the SDK does not tell them apart here
         question = LiumRentOutcomeUnknownError(
             "what became of this rent",
             idempotency_key=intent.key,
@@ -349,7 +403,7 @@ class LiumAccount:
         )
         with boundary(f"ask what became of the rent of pod {intent.name}"):
             try:
-                return str(self._lium._replay_rent(question)["id"])
+                return [str(self._lium._replay_rent(question)["id"])]
             except LiumRentOutcomeUnknownError as error:
                 if refused_afresh(error):
                     return None
@@ -357,12 +411,19 @@ class LiumAccount:
             except LiumError as refusal:  # anything else that the SDK lets through is the stored answer
                 raise CapacityError(f"the rent of pod {intent.name} was refused: {refusal}") from refusal
 
-    def _row_of(self, pod_id: str, name: str, executor_id: str, *, unseen: str) -> PodRow:
+    def _row_of(self, ids: Sequence[str], name: str, executor_id: str, *, unseen: str) -> PodRow:
         """The pod as its look-up shows it, or what the rent said; `unseen`: its status when the look-up says 404."""
-        try:
-            return self.look_up(pod_id) or PodRow(id=pod_id, name=name, status=unseen, executor_id=executor_id)
-        except ControlPlaneError:
-            return PodRow(id=pod_id, name=name, status="PENDING", executor_id=executor_id)
+        nodes = {}
+        for number, one in enumerate(ids):
+            node = None if len(ids) == 1 else number
+            said = PodRow(id=one, name=name, status=unseen, executor_id=None if number else executor_id, node=node)
+            try:
+                nodes[one] = self.look_up(one) or said
+            except ControlPlaneError:
+                nodes[one] = replace(said, status="PENDING")
+        row = clusters.of_ids(ids, nodes)
+        assert row is not None
+        return row
 
     def _delete(self, pod_id: str, name: str) -> bool:
         """End a pod; False when it was gone already."""
@@ -370,6 +431,13 @@ class LiumAccount:
             self._ask(f"give back pod {name}", lambda: self._lium.down(PodRow(id=pod_id, name=name, status="")))
             return True
         return False
+
+    def _delete_cluster(self, cluster_id: str, name: str) -> list[str]:
+        """End a cluster's pods at once; those that are left, if any, are ended one by one."""
+        try:
+            return self._ask(f"give back cluster {name}", lambda: clusters.delete(self._lium, cluster_id))
+        except (NotFound, CapacityError):  # it is gone, or a member is just being made
+            return []
 
     def _ask(self, what: str, call: Callable[[], T], *, patient: bool = True) -> T:
         """Call the SDK; on 429 wait as long as Lium asks, up to a minute in all."""

@@ -47,6 +47,23 @@ class Host:
     power_limited: bool | None = None
 
 
+@dataclass(frozen=True)
+class Fabric:
+    """A fast network between hosts that can be rented together. `hosts`: those whose GPUs are all free now."""
+
+    id: str
+    kind: str
+    node_count: int
+    hosts: tuple[Host, ...]
+
+
+def fabric_from_offer(offer: Any) -> Fabric:
+    """Read the SDK's `ClusterOffer`."""
+    hosts = tuple(host_from_info(node) for node in _list(_get(offer, "nodes")))
+    kind = _text(_get(offer, "fabric_type")) or "unknown"
+    return Fabric(_text(_get(offer, "fabric_id")) or "", kind, _count(_get(offer, "node_count")) or len(hosts), hosts)
+
+
 def host_from_info(info: Any) -> Host:
     """Read the SDK's `ExecutorInfo`. Never raises: what is missing or nonsense becomes None, a count becomes 0.
 

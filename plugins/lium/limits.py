@@ -24,7 +24,8 @@ RESTS = "pod.bad_host_hours"
 class Wish:
     """What the pod must be. `gpus` in order of preference; USD per GPU-hour; GB of 10^9 bytes; Mbit/s; None: any.
 
-    `countries` are two-letter codes in capitals, empty: anywhere. `min_driver` is a version such as "570.86".
+    `countries` are two-letter codes in capitals, empty: anywhere. `min_driver` is a version such as "570.86". `nodes`:
+    how many hosts of one fabric are wanted together, each with `gpu_count` GPUs.
     """
 
     gpus: tuple[str, ...]
@@ -39,6 +40,7 @@ class Wish:
     min_driver: str | None = None
     min_ports: int | None = None
     image: str | None = None
+    nodes: int = 1
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,12 @@ from collections.abc import Callable, Iterator, Sequence
 from plugins.lium.limits import NO_ID, RESTS, Refusal, Wish, money, time_text
 
 PRICE = "pod.max_price_per_gpu_hour"
+NODES = "pod.nodes"
 MOST_NAMED = 3
 
 HEADLINES: dict[str, Callable[[Wish], str]] = {
     NO_ID: lambda _: "every host is listed without an id",
+    NODES: lambda wish: f"no fabric has {wish.nodes} such nodes wholly free now",
     "pod.gpu_count": lambda wish: f"no host has {wish.gpu_count} of these GPUs to rent now",
     PRICE: lambda wish: (
         "no host names its price"
@@ -30,6 +32,7 @@ HEADLINES: dict[str, Callable[[Wish], str]] = {
 }
 REMEDIES = {
     NO_ID: "look again later",
+    NODES: "lower pod.nodes, or let it wait with pod.capacity_wait_minutes",
     "pod.gpu_count": "lower pod.gpu_count, or let it wait with pod.capacity_wait_minutes",
     PRICE: "raise pod.max_price_per_gpu_hour",
     "pod.tier": "change pod.tier",
@@ -40,6 +43,8 @@ REMEDIES = {
 def explain_none(refused: Sequence[Refusal], wish: Wish, now: float) -> str:
     """Why no offer is left. `refused` has every listed host, nearest first; `now` is in epoch seconds."""
     names = " or ".join(wish.gpus)
+    if not refused and wish.nodes > 1:
+        return f"no {wish.nodes} nodes of {names} can be rented as one cluster: Lium lists no fabric at this moment"
     if not refused:
         return f"no host of {names} is listed now: Lium lists no host at all at this moment"
     candidates = [refusal for refusal in refused if not refusal.other_gpu]

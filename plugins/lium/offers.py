@@ -2,7 +2,8 @@
 
 The order is total, so that two processes that look at the same listing take the same host: order of preference of the
 GPUs, tier for spot-first, hosts whose rents often fail last, price. Prices within 2 % count as equal as long as the
-image on the host or a shorter boot tells two apart. Then reliability, download speed, executor id.
+image on the host or a shorter boot tells two apart. Then reliability, download speed, executor id. Of a fabric, whose
+hosts are rented together as one cluster, the cheapest ones make one offer.
 """
 
 import math
@@ -11,11 +12,11 @@ from dataclasses import dataclass, replace
 from itertools import groupby
 from types import MappingProxyType
 
-from plugins.lium.hosts import Host
-from plugins.lium.limits import PRICE_TOLERANCE, Refusal, Rest, Tier, Wish, breaches, choice, money, rests
+from plugins.lium.hosts import Fabric, Host
+from plugins.lium.limits import PRICE_TOLERANCE, Breach, Refusal, Rest, Tier, Wish, breaches, choice, money, rests
 from plugins.lium.no_offer import explain_none
 
-__all__ = ["Estimate", "Offer", "Ranking", "Refusal", "Rest", "Tier", "Wish", "rank", "shortlist"]
+__all__ = ["Estimate", "Offer", "Ranking", "Refusal", "Rest", "Tier", "Wish", "rank", "rank_clusters", "shortlist"]
 
 NEAR_TIE = 0.02
 UNASKED: Mapping[str, "Estimate"] = MappingProxyType({})
@@ -32,7 +33,10 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Offer:
-    """A host that meets every limit. Prices in USD; `reasons` say in words why it stands where it stands."""
+    """A host that meets every limit. Prices in USD; `reasons` say in words why it stands where it stands.
+
+    `others`: further hosts of the same fabric, rented with it as one cluster; the prices are then those of all.
+    """
 
     host: Host
     gpu_count: int
@@ -40,6 +44,12 @@ class Offer:
     price_per_hour: float
     estimate: Estimate | None
     reasons: tuple[str, ...] = ()
+    others: tuple[Host, ...] = ()
+
+    @property
+    def hosts(self) -> tuple[Host, ...]:
+        """All hosts of the offer."""
+        return (self.host, *self.others)
 
 
 @dataclass(frozen=True)
@@ -81,6 +91,51 @@ def rank(
             fitting.append(Offer(host, count, price, price * count, estimate))
     ordered = _ordered(fitting, wish, spot_allowed)
     return Ranking(tuple(_with_reasons(ordered, wish)), tuple(sorted(refused, key=_distance)), wish, now)
+
+
+def rank_clusters(
+    fabrics: Iterable[Fabric],
+    wish: Wish,
+    *,
+    resting: Mapping[str, Rest] = NOBODY,
+    now: float,
+    spot_allowed: bool = True,
+) -> Ranking:
+    """Put the fabrics in order that have `wish.nodes` hosts for it; parameters as for `rank`."""
+    offers: list[Offer] = []
+    refused: list[Refusal] = []
+    for fabric in fabrics:
+        inside = rank(fabric.hosts, wish, resting=resting, now=now, spot_allowed=spot_allowed)
+        whole = [offer for offer in inside.offers if offer.host.gpu_count == wish.gpu_count]
+        refused += [*inside.refused, *(_part_of(offer) for offer in inside.offers if offer not in whole)]
+        for model in dict.fromkeys(offer.host.gpu for offer in whole):
+            alike = sorted(
+                (offer for offer in whole if offer.host.gpu == model),
+                key=lambda offer: (offer.price_per_gpu_hour, offer.host.executor_id),
+            )
+            if len(alike) >= wish.nodes:
+                offers.append(_together(alike[: wish.nodes]))
+            else:
+                refused += [_too_few(offer, len(alike), wish.nodes, fabric) for offer in alike]
+    ordered = _ordered(offers, wish, spot_allowed)
+    return Ranking(tuple(_with_reasons(ordered, wish)), tuple(sorted(refused, key=_distance)), wish, now)
+
+
+def _together(offers: Sequence[Offer]) -> Offer:
+    first, *others = offers
+    price = sum(offer.price_per_hour for offer in offers)
+    per_gpu = price / (len(offers) * first.gpu_count)
+    return Offer(first.host, first.gpu_count, per_gpu, price, None, others=tuple(offer.host for offer in others))
+
+
+def _part_of(offer: Offer) -> Refusal:
+    found = f"a cluster takes whole nodes ({offer.host.gpu_count} GPUs)"
+    return Refusal(offer.host, (Breach("pod.gpu_count", found),))
+
+
+def _too_few(offer: Offer, found: int, wanted: int, fabric: Fabric) -> Refusal:
+    words = f"{found} of {fabric.node_count} nodes of fabric {fabric.id} can be had, {wanted} wanted"
+    return Refusal(offer.host, (Breach("pod.nodes", words),))
 
 
 def shortlist(ranking: Ranking, most: int = 5) -> tuple[str, ...]:
@@ -163,6 +218,8 @@ def _price_reason(price: float, rivals: Sequence[float]) -> str:
 def _host_reasons(offer: Offer) -> Iterator[str]:
     host, estimate = offer.host, offer.estimate
     yield host.tier or "unknown tier"
+    if offer.others:
+        yield f"{len(offer.hosts)} nodes of one fabric"
     if estimate is not None and estimate.cached:
         yield "image on the host"
     if estimate is not None and estimate.seconds is not None:

@@ -37,7 +37,9 @@ class RentOrder:
     """One rent: which host, under which name.
 
     `name` is unique over the account's life: it is how a lost answer is resolved. `termination_hours` is the
-    server-side end that goes with the rent (Lium counts it from the boot). `ceiling`: USD per GPU-hour.
+    server-side end that goes with the rent (Lium counts it from the boot). `ceiling`: USD per GPU-hour. `others`: hosts
+    of the same fabric, rented whole together with the first as one cluster; Lium takes neither a volume, nor a part of
+    a host, nor an end with such a rent.
     """
 
     name: str
@@ -47,11 +49,15 @@ class RentOrder:
     volume_id: str | None = None
     termination_hours: int = 1
     ceiling: float | None = None
+    others: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Intent:
-    """A rent request as it is about to be sent: enough to send the very same one again. `at`: epoch seconds."""
+    """A rent request as it is about to be sent: enough to send the very same one again. `at`: epoch seconds.
+
+    executor_id: the host; of a cluster the first of its hosts.
+    """
 
     name: str
     executor_id: str
@@ -65,7 +71,9 @@ class Intent:
 class PodRow:
     """One pod as a listing showed it. Prices are USD per hour for the whole pod; times are aware UTC.
 
-    `ssh_host` is None until the pod can be reached.
+    `ssh_host` is None until the pod can be reached. Several pods rented as one cluster are one row, that of node 0
+    (`clusters.py` puts them together): `members` are the further nodes, `price_per_hour` is that of all, `status` the
+    worst of theirs, `gpu_count` that of each. `overlay_ip`: where the other nodes reach this one.
     """
 
     id: str
@@ -81,6 +89,20 @@ class PodRow:
     created_at: datetime | None = None
     removal_scheduled_at: datetime | None = None
     phase: str | None = None
+    cluster_id: str | None = None
+    node: int | None = None
+    overlay_ip: str | None = None
+    members: tuple["PodRow", ...] = ()
+
+    @property
+    def nodes(self) -> tuple["PodRow", ...]:
+        """This pod, and the further nodes of its cluster."""
+        return (self, *self.members)
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """Ids of all nodes, node 0 first."""
+        return tuple(one.id for one in self.nodes)
 
     @property
     def terminal(self) -> bool:
@@ -89,8 +111,8 @@ class PodRow:
 
     @property
     def reachable(self) -> bool:
-        """Whether the pod runs and says where its SSH server listens."""
-        return self.status == RUNNING and self.ssh_host is not None
+        """Whether every node runs and says where its SSH server listens."""
+        return all(one.status == RUNNING and one.ssh_host is not None for one in self.nodes)
 
 
 @dataclass(frozen=True)
@@ -173,6 +195,9 @@ def row_from_info(info: Any) -> PodRow:
         created_at=parse_time(info.created_at),
         removal_scheduled_at=parse_time(info.removal_scheduled_at),
         phase=info.phase,
+        cluster_id=getattr(info, "cluster_id", None),
+        node=getattr(info, "cluster_node_index", None),
+        overlay_ip=getattr(info, "cluster_overlay_ip", None),
     )
 
 
@@ -194,6 +219,9 @@ def row_from_json(raw: dict[str, Any]) -> PodRow:
         created_at=parse_time(raw.get("created_at")),
         removal_scheduled_at=parse_time(raw.get("removal_scheduled_at")),
         phase=raw.get("phase"),
+        cluster_id=raw.get("cluster_id"),
+        node=raw.get("cluster_node_index"),
+        overlay_ip=raw.get("cluster_overlay_ip"),
     )
 
 

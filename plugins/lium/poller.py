@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from plugins.errors import ControlPlaneError, PodLost, TrainstackError
+from plugins.lium import clusters
 from plugins.lium.boundary import RateLimited
 from plugins.lium.client import LiumAccount
 from plugins.lium.clock import Background, Clock, SystemClock
@@ -38,7 +39,8 @@ class Sighting:
     """What the listings showed of one pod since it is watched. Times are `time.time()` seconds.
 
     `row` is the row of the newest good listing (None: it had none), `last_row` the newest row ever seen, `error` what
-    went wrong if the newest listing failed. `good_listings_absent` counts good listings in a row without the pod.
+    went wrong if the newest listing failed. `good_listings_absent` counts good listings in a row without the pod. A
+    cluster of which a node is absent is absent; `missing` is the id of that node.
     """
 
     row: PodRow | None = None
@@ -46,6 +48,7 @@ class Sighting:
     good_listings_absent: int = 0
     last_good_at: float | None = None
     error: str | None = None
+    missing: str | None = None
 
     def evidence(
         self,
@@ -87,6 +90,7 @@ class PodPoller:
         self._lock = threading.Lock()
         self._news = threading.Event()
         self._sightings: dict[str, Sighting] = {}
+        self._expected: dict[str, tuple[str, ...]] = {}
         self._looks: deque[float] = deque(maxlen=PER_MINUTE)
         self._quick_looks = 0
         self._failures = 0
@@ -108,10 +112,18 @@ class PodPoller:
             else:
                 self._duty.wake()
 
+    def expect(self, pod: PodRow) -> None:
+        """Watch a pod of which all these nodes must be listed; for a single pod the name is enough."""
+        if pod.members:
+            with self._lock:
+                self._expected[pod.name] = pod.ids
+        self.watch(pod.name)
+
     def unwatch(self, name: str) -> None:
         """Stop reporting on a pod; without any watched pod nothing is listed."""
         with self._lock:
             self._sightings.pop(name, None)
+            self._expected.pop(name, None)
 
     def snapshot(self, name: str) -> Sighting:
         """Return what is known now, without asking Lium. An unwatched name is watched from here on."""
@@ -180,11 +192,16 @@ class PodPoller:
             for name, before in self._sightings.items():
                 found = sorted((row for row in rows if row.name == name), key=lambda row: row.terminal)
                 row = found[0] if found else None
+                expected = self._expected.get(name, ())
+                there = row.ids if row else ()
+                missing = next((one for one in expected if one not in there), None)
+                row = row if missing is None else None
                 self._sightings[name] = Sighting(
                     row=row,
                     last_row=row or before.last_row,
                     good_listings_absent=0 if row else before.good_listings_absent + 1,
                     last_good_at=self.clock.now(),
+                    missing=missing,
                 )
 
 
@@ -197,13 +214,16 @@ def wait_ready(
     that does not have the pod while its look-up finds it, is no reason to give up before that.
     """
     began, asked_at = poller.clock.monotonic(), 0
+    poller.expect(pod)
     while True:
         check()
         seen = poller.snapshot(pod.name)
         if seen.row is not None and seen.row.reachable:
             return seen.row
         if seen.row is not None and seen.row.terminal:
-            raise PodLost(f"pod {pod.name} is {seen.row.status}: {account.cause(pod.id) or 'Lium gives no cause'}")
+            ended = clusters.trouble(seen.row) or pod
+            what = clusters.called(seen.row, ended) or f"pod {pod.name}"
+            raise PodLost(f"{what} is {seen.row.status}: {account.cause(ended.id) or 'Lium gives no cause'}")
         waited_s = poller.clock.monotonic() - began
         asked_at = 0 if seen.row is not None else asked_at
         late = seen.last_row is None and waited_s < NEVER_LISTED_S  # a rented pod may be listed a little later
@@ -218,8 +238,9 @@ def wait_ready(
 
 def _raise_if_gone(account: LiumAccount, pod: PodRow) -> None:
     try:
-        gone = account.look_up(pod.id) is None
+        gone = next((node for node in pod.nodes if account.look_up(node.id) is None), None)
     except ControlPlaneError:
         return
-    if gone:
-        raise PodLost(f"pod {pod.name} vanished while it booted: {account.cause(pod.id) or 'no cause given'}")
+    if gone is not None:
+        what = clusters.called(pod, gone) or f"pod {pod.name}"
+        raise PodLost(f"{what} vanished while it booted: {account.cause(gone.id) or 'no cause given'}")

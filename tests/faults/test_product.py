@@ -103,7 +103,9 @@ class NeverExtends(LiumAccount):
 class NeverGivesBack(LiumAccount):
     """Says that pods are given back."""
 
-    def release(self, name: str, ids: Any = (), *, timeout_s: float = 120.0) -> list[str]:
+    def release(
+        self, name: str, ids: Any = (), *, cluster_id: str | None = None, timeout_s: float = 120.0
+    ) -> list[str]:
         return []
 
 

@@ -4,15 +4,16 @@ The fault suite (`tests/faults`) is where these steps meet a market that fails; 
 """
 
 import threading
-from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
 from blocks.recipe import Recipe
 from plugins.errors import CapacityError, ControlPlaneError
+from plugins.lium import clusters
 from plugins.lium.clock import Duty
-from plugins.lium.hosts import Host
+from plugins.lium.hosts import Fabric, Host
 from plugins.lium.offers import Estimate
 from plugins.lium.pods import Intent, PodRow, RentOrder
 from plugins.lium.preflight import Check
@@ -64,11 +65,16 @@ class Market:
     hidden: set[str] = field(default_factory=set)
     orders: list[RentOrder] = field(default_factory=list)
     settled: dict[str, PodRow | None] = field(default_factory=dict)
+    networks: list[Fabric] = field(default_factory=list)
+    ended_clusters: list[str] = field(default_factory=list)
     released: list[str] = field(default_factory=list)
     ends: dict[str, datetime] = field(default_factory=dict)
 
     def hosts(self) -> list[Host]:
         return list(self.offered)
+
+    def fabrics(self) -> list[Fabric]:
+        return list(self.networks)
 
     def unknown_gpu(self, name: str) -> list[str] | None:
         return None if name == "H200" else ["H200"]
@@ -81,14 +87,20 @@ class Market:
         journal(Intent(order.name, order.executor_id, f"key-{order.name}", "/rent", {}, self.clock.now()))
         if order.executor_id in self.fails:
             raise self.fails[order.executor_id]
-        price = self.real_price.get(order.executor_id, 2.0) * order.gpu_count
-        status = "CREATION_FAILED" if order.executor_id in self.broken_boots else "RUNNING"
+        hosts = (order.executor_id, *order.others)
+        rented = [self._pod(order, number, executor) for number, executor in enumerate(hosts)]
+        self.listed |= {pod.id: pod for pod in rented}
+        (row,) = clusters.fold(rented)
+        return row
+
+    def _pod(self, order: RentOrder, number: int, executor: str) -> PodRow:
         pod = PodRow(
-            f"id-{order.name}", order.name, status, "127.0.0.1", price_per_hour=price, executor_id=order.executor_id,
-            gpu_name="NVIDIA H200", gpu_count=order.gpu_count,
+            f"id-{order.name}{f'-n{number}' if order.others else ''}", order.name,
+            "CREATION_FAILED" if executor in self.broken_boots else "RUNNING", "127.0.0.1", executor_id=executor,
+            price_per_hour=self.real_price.get(executor, 2.0) * order.gpu_count, gpu_name="NVIDIA H200",
+            gpu_count=order.gpu_count,
         )  # fmt: skip
-        self.listed[pod.id] = pod
-        return pod
+        return replace(pod, cluster_id=f"c-{order.name}", node=number) if order.others else pod
 
     def settle(self, intent: Intent) -> PodRow | None:
         found = self.settled.get(intent.name)
@@ -97,10 +109,14 @@ class Market:
         return found
 
     def pods(self, prefix: str = "", *, patient: bool = True) -> list[PodRow]:
-        return [row for row in self.listed.values() if row.name.startswith(prefix) and row.id not in self.hidden]
+        rows = [row for row in self.listed.values() if row.name.startswith(prefix) and row.id not in self.hidden]
+        return clusters.fold(rows)
 
     def look_up(self, pod_id: str) -> PodRow | None:
         return self.listed.get(pod_id)
+
+    def look_up_all(self, ids: Sequence[str]) -> PodRow | None:
+        return clusters.of_ids(ids, {one: self.look_up(one) for one in ids})
 
     def cause(self, pod_id: str) -> str | None:
         return "it broke"
@@ -112,11 +128,14 @@ class Market:
         self.ends[pod_id] = until
         return pod_id in self.listed
 
-    def release(self, name: str, ids: Collection[str] = (), *, timeout_s: float = 120.0) -> list[str]:
+    def release(
+        self, name: str, ids: Collection[str] = (), *, cluster_id: str | None = None, timeout_s: float = 120.0
+    ) -> list[str]:
         gone = [pod_id for pod_id, row in self.listed.items() if row.name == name or pod_id in ids]
         for pod_id in gone:
             del self.listed[pod_id]
         self.released += [name] * bool(gone)
+        self.ended_clusters += [cluster_id] if cluster_id else []
         return gone
 
 
@@ -127,6 +146,7 @@ class Link:
     row: PodRow
     checks: list[Check] = field(default_factory=lambda: [Check("GPU type", "NVIDIA H200", "H200", ok=True)])
     worker_fails: Exception | None = None
+    node_trouble: Exception | None = None
     said: list[str] = field(default_factory=list)
 
     @property
@@ -141,6 +161,10 @@ class Link:
         self.said.append("worker")
         if self.worker_fails is not None:
             raise self.worker_fails
+
+    def check_nodes(self) -> None:
+        if self.node_trouble is not None:
+            raise self.node_trouble
 
     def shut_out(self) -> None:
         self.said.append("shut out")
@@ -174,6 +198,8 @@ class StillPoller:
 
         row = next((row for row in self._market.pods() if row.name == name), None)
         return Sighting(row=row, last_row=row, good_listings_absent=0 if row else 2)
+
+    def expect(self, pod: PodRow) -> None: ...
 
     def unwatch(self, name: str) -> None: ...
 
