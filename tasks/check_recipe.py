@@ -13,6 +13,7 @@ from plugins.checkpoints.stores.open import open_store
 from plugins.errors import Refused, UserError
 from plugins.lium.offers import Ranking
 from plugins.lium.rent_inputs import image_reference
+from plugins.rayjobs.jobs import secret_names
 from plugins.slime.flags import lint
 from plugins.slime.launch import Launch
 from plugins.tinyslime.flags import known_flags, parse
@@ -44,6 +45,11 @@ def check_recipe(recipe: Recipe, stages: list[StageName]) -> Checked:
     missing = [name for name in recipe.secrets if not os.environ.get(name)]
     if missing:
         raise UserError(f"Recipe '{recipe.name}': secrets: {', '.join(missing)} not set in this environment.")
+    if shown := secret_names(recipe.env):
+        raise UserError(
+            f"Recipe '{recipe.name}': env.{shown[0]}: Ray shows the environment to whoever lists jobs; name it in "
+            "`secrets:` and set it where you start the run."
+        )
     check_money(recipe)
     if recipe.pod.image:
         image_reference(recipe.pod.image)

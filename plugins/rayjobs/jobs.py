@@ -12,7 +12,7 @@ import os
 import re
 import shlex
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,6 +31,11 @@ _BLIP_S = 10.0
 
 _SECRET = re.compile(r"(^|_)(TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?|KEYS?)$", re.IGNORECASE)
 _Answer = TypeVar("_Answer")
+
+
+def secret_names(names: Iterable[str]) -> list[str]:
+    """Those of these variables whose name says that their value is secret."""
+    return sorted(name for name in names if _SECRET.search(name))
 
 
 class _NoAnswer(ControlPlaneError):
@@ -92,7 +97,7 @@ class RayJobs:
         env goes to the job and all its actors, on top of the head's environment. Raises UserError for a variable whose
         name says that it is secret.
         """
-        if shown := sorted(name for name in env if _SECRET.search(name)):
+        if shown := secret_names(env):
             raise UserError(
                 f"job {submission_id}: {', '.join(shown)} would stand in Ray's job listing; "
                 "put it into the environment of the pod's Ray head"
