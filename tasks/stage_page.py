@@ -18,8 +18,8 @@ MOST_EVALS = 6
 def stage_page(title: str, progress: StageProgress) -> str | None:
     """The page as Markdown; None before there is a figure."""
     figures = progress.figures()
-    evals = [figure for figure in figures if figure.startswith("eval/")][:MOST_EVALS]
-    aims = [*(figure for figure in AIMS if figure in figures), *evals]
+    evals = [figure for figure in figures if figure.startswith("eval/") and not figure.endswith("-truncated_ratio")]
+    aims = [*(figure for figure in AIMS if figure in figures), *evals[:MOST_EVALS]]
     runs = [figure for figure in figures if figure not in AIMS and not figure.startswith("eval/")]
     sheets = [_sheet(progress, chosen, words) for chosen, words in ((aims, "results"), (runs, "training")) if chosen]
     if not sheets:

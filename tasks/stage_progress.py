@@ -88,7 +88,8 @@ class StageProgress:
             self._record("reward", point.number, counted)
         elif point.kind == "eval":
             for name, value in point.values.items():
-                self._record(name, point.number, value, overwrite=point.hook)
+                if name.count("/") == 1 and not name.endswith("-removed"):  # slime adds lengths under `eval/<name>/`
+                    self._record(name, point.number, value, overwrite=point.hook)
         if point.kind in ("rollout", "perf"):
             self._record_all(OF_ROLLOUTS, point)
             self._record_times(point)

@@ -144,6 +144,7 @@ RECIPE: tuple[Cause, ...] = (
     Cause(
         "hub-not-found",  # huggingface_hub errors.py; transformers utils/hub.py:570
         r"(?:[\w.]*\.)?(?:RepositoryNotFoundError|RevisionNotFoundError|HFValidationError)"
+        r"|OSError: Repo id must be in the form"
         r"|OSError: (?P<which>\S{1,200}) is not a local folder and is not a valid model"
         r"|(?:[\w.]*(?:Error|Exception): )?404 Client Error",
         "The Hub has no such repo or revision, or there is no such folder on the pod",
