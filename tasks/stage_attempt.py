@@ -1,6 +1,7 @@
 """One attempt of a stage while it is being carried out on the pod: where its files are, and what is known of it.
 
     <HOME>/trainstack/runs/<run_id>/<stage>/save/         the trainer's save dir (local disk, never a store)
+                                           /load/         the save dir as the trainer is to load it, where they differ
                                            /init/         weights to start from, when they come from another stage
                                            /unproved      while the trainer has not shown where it started
                                            /attempt-<n>/  trainer.log, environment server, rollouts
@@ -8,6 +9,7 @@
 The folder outlives the attempt: a next attempt on the same pod finds the checkpoints already there.
 """
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -45,6 +47,10 @@ class TrainerFailed(UserError):
     """The trainer ended without reaching its last iteration; the message carries the log's tail."""
 
 
+class PodUnfit(TrainstackError):
+    """The trainer failed by the pod's hardware: another host may do. The message is that of a TrainerFailed."""
+
+
 class ResumeUnproved(TrainstackError):
     """The trainer did not go on from the restored checkpoint; the message says how that showed."""
 
@@ -76,6 +82,7 @@ class Stage:
     seconds: dict[str, float] = field(default_factory=dict)
     expected_last: int | None = None
     restored: Manifest | None = None
+    load_dir: Path | None = None
     publisher: Publisher | None = None
     pusher: MilestonePusher | None = None
     proof: ResumeProof | None = None
@@ -91,6 +98,11 @@ class Stage:
     def save_dir(self) -> Path:
         """The trainer's save dir."""
         return self.dir / "save"
+
+    @property
+    def ray_state(self) -> Path:
+        """State dir of this pod's Ray head."""
+        return Path(os.environ.get("TRAINSTACK_RAY_STATE") or self.root / "ray").expanduser()
 
     @property
     def attempt_dir(self) -> Path:
@@ -109,10 +121,13 @@ class Stage:
 
     @property
     def cursor(self) -> Cursor | None:
-        """The data cursor of the restored checkpoint; None on a cold start and where the trainer keeps none."""
+        """The data cursor to go on from; None on a cold start and where the trainer keeps none.
+
+        It stands in `load_dir`, where the launcher may have put it right (`plugins/slime/load_view.py`).
+        """
         if self.restored is None:
             return None
-        file = layout.dataset_state_file(self.save_dir, self.restored.iteration)
+        file = layout.dataset_state_file(self.load_dir or self.save_dir, self.restored.iteration)
         try:
             return read_cursor(file) if file.exists() else None
         except TornCheckpoint:
@@ -141,6 +156,7 @@ class Stage:
     def beat(self) -> None:
         """Give the listener the newest heartbeat."""
         publisher = self.publisher
+        worried = (publisher, self.pusher, self, self.progress)
         self.listener.beat(
             Heartbeat(
                 stage=self.order.stage,
@@ -152,7 +168,7 @@ class Stage:
                 reward=self.progress.last("reward"),
                 sealed=publisher.sealed if publisher else None,
                 durable=publisher.durable.iteration if publisher and publisher.durable else None,
-                warning="; ".join(filter(None, (one.warning for one in (publisher, self.pusher, self) if one))) or None,
+                warning="; ".join(filter(None, (one.warning for one in worried if one))) or None,
                 uploading=publisher.on_its_way if publisher else [],
                 restored=self.restored.iteration if self.restored else None,
                 first_iteration=self.progress.first_iteration,
@@ -162,6 +178,8 @@ class Stage:
                 save_interval=self.order.save_interval,
                 save_s=self.progress.save_s,
                 iteration_s=self.progress.iteration_s,
+                figures=self.progress.newest(),
+                split=self.progress.split(),
             )
         )
 
