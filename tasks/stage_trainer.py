@@ -155,6 +155,7 @@ def _follow(stage: Stage, jobs: RayJobs, voice: _Voice, publisher: Publisher, ta
         if os.getppid() != parent:
             raise StageEnded("The Prefect worker of this pod died; its supervisor starts another one.")
         if ended:
+            voice.watch.end()
             return
         voice.watch.check(list(tail)[-SHOWN_LINES:])
         time.sleep(LOOK_S)

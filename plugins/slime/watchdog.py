@@ -271,7 +271,7 @@ class Watchdog:
     def _is_new(self, file: str, line: str, text: str) -> bool:
         """Whether this place in the code was not heard of before; without a place, whether the words were not."""
         found = re.search(r"\.py:\d+(?= - )", line) if file else None
-        place = f"{file}{found[0]}" if found else normalised(text)[:60]
+        place = f"{file}{found[0]}" if found else normalised(text[:200])[:60]
         if place in self._places or len(self._places) >= _PLACES:
             return False
         self._places.add(place)

@@ -1,8 +1,4 @@
-"""What Ray's workers wrote into their own logs: the last words of actors, and progress bars while they are drawn.
-
-The driver's log repeats its actors' lines, but not those that come after its own death, and a bar only once it is
-done: Ray passes whole lines on, and a bar has no end of line until then.
-"""
+"""The last words of actors, in the logs of Ray's workers: the driver's log repeats them until the driver dies."""
 
 from __future__ import annotations
 
@@ -11,17 +7,15 @@ from collections import deque
 from pathlib import Path
 
 from plugins.slime.diagnose import TAIL_LINES
-from plugins.slime.progress import bar
 
-_END_BYTES, _BAR_BYTES = 256 << 10, 2 << 10
+_END_BYTES = 256 << 10
 _ACTOR_NAME = re.compile(rb"^:actor_name:([\w.-]+)", re.MULTILINE)  # ray/_private/ray_constants.py:504
 
 
 def last_lines(log_dir: Path, since: float) -> list[str]:
     """The ends of the logs of Ray's workers that were written since then (epoch seconds), oldest first.
 
-    Each line carries Ray's prefix of who says it.
-    Never raises: logs may vanish while they are read.
+    Each line carries Ray's prefix of who says it. Never raises: logs may vanish while they are read.
     """
     lines: deque[str] = deque(maxlen=TAIL_LINES)
     for file in sorted(_written(log_dir, since), key=lambda found: found[0]):
@@ -46,19 +40,4 @@ def _written(log_dir: Path, since: float) -> list[tuple[float, Path]]:
             continue
         if changed >= since and file.suffix in (".out", ".err"):
             found.append((changed, file))
-    return found
-
-
-def bars(log_dir: Path, since: float) -> list[tuple[str, int, int]]:
-    """Name, count and total of the bar that each log written since then ends with. Never raises."""
-    found = []
-    for _, file in _written(log_dir, since):
-        try:
-            with file.open("rb") as opened:
-                opened.seek(max(0, file.stat().st_size - _BAR_BYTES))
-                drawn = bar(opened.read().decode("utf-8", "replace"))
-        except OSError:
-            continue
-        if drawn is not None:
-            found.append(drawn)
     return found

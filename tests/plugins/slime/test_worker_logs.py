@@ -1,11 +1,11 @@
-"""Logs of Ray's workers: last words of actors, and bars while they are drawn."""
+"""Logs of Ray's workers hold the last words of actors; bars are read wherever they stand."""
 
 import os
 from pathlib import Path
 
 from plugins.slime.diagnose import diagnose
 from plugins.slime.progress import bar
-from plugins.slime.worker_logs import bars, last_lines
+from plugins.slime.worker_logs import last_lines
 
 DRAWN = (
     "\rRollout generation:   0%|          | 0/64 [00:00<?, ?it/s]"
@@ -33,13 +33,6 @@ def test_the_last_words_of_an_actor_are_found_under_its_name(tmp_path: Path) -> 
     assert not any("older job" in line for line in lines)
     assert (found := diagnose(lines)) is not None and found.name == "cuda-start"
     assert last_lines(tmp_path / "gone", since=0) == []
-
-
-def test_a_bar_is_read_while_it_is_drawn(tmp_path: Path) -> None:
-    write(tmp_path, "worker-a-01-7.err", f"hello\n{DRAWN}", 20)
-    write(tmp_path, "worker-b-01-8.err", "nothing drawn\n", 20)
-    assert bars(tmp_path, since=10) == [("Rollout generation", 16, 64)]
-    assert bars(tmp_path, since=30) == []
 
 
 def test_only_a_bar_at_the_very_end_is_one() -> None:
