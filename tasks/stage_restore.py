@@ -1,8 +1,7 @@
-"""Where an attempt starts from: the newest checkpoint there is anywhere, another stage's weights, or nothing at all."""
+"""Where an attempt starts from: the newest checkpoint there is anywhere, or the weights of `stage_weights.py`."""
 
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 from plugins.checkpoints.manifest import Manifest
 from plugins.checkpoints.publisher import seal_as
@@ -16,16 +15,14 @@ SILENCE_LOOK_S = 5.0
 NEAR = ("folder", "volume")
 
 
-def find_start(stage: Stage, stores: SeveralStores) -> Path | None:
-    """Bring the checkpoint to go on from into the save dir (`stage.restored`), or else the weights to start from.
+def find_start(stage: Stage, stores: SeveralStores) -> None:
+    """Bring the checkpoint to go on from into the save dir (`stage.restored`); None there for a cold start.
 
-    Returns the folder of those weights; None when a checkpoint was restored or the recipe names none.
     Raises UserError, StoreError, StageEnded.
     """
     _await_silent_stores(stage, stores)
     _rescue(stage, stores)
     stage.restored = _restore(stage, stores)
-    return None if stage.restored else _fetch_init(stage, stores)
 
 
 def claim(stage: Stage, stores: SeveralStores) -> None:
@@ -137,20 +134,3 @@ def _restore(stage: Stage, stores: SeveralStores) -> Manifest | None:
     if restored is not None:
         stage.log(f"restored iteration {restored.iteration}, sealed by attempt {restored.attempt}")
     return restored
-
-
-def _fetch_init(stage: Stage, stores: SeveralStores) -> Path | None:
-    """Folder with the Hugging Face weights of another stage, verified; None when the recipe names none."""
-    init = stage.order.init
-    if init is None:
-        return None
-    held = [one for one in stores.list(init.run_id, init.stage) if one.iteration == init.iteration]
-    wanted = [one for one in held if init.revision in (None, one.digest())]
-    if not wanted:
-        raise UserError(
-            f"{stage.order.run_id}/{stage.order.stage} starts from {init.run_id}/{init.stage} iteration "
-            f"{init.iteration}, which {stores.uri} does not have{' with the same content' if held else ''}."
-        )
-    target = stage.dir / "init"
-    stores.get(wanted[0], target, only=lambda path: path.startswith("hf/"))
-    return layout.export_dir(target, init.iteration)

@@ -98,7 +98,13 @@ async def _received(receive: Receive) -> Receive:
         message = await receive()
         body, more = body + message.get("body", b""), message.get("more_body", False)
 
+    given = False
+
     async def again() -> Message:
+        nonlocal given
+        if given:  # whoever asks on wants to hear of the end, and would ask for ever
+            return await receive()
+        given = True
         return {"type": "http.request", "body": body, "more_body": False}
 
     return again

@@ -9,6 +9,7 @@
     writing.py      one branch: commits that happen once, on the parent that was read
     probe.py        whether it can be used, and if not, why
     backend.py      the `Backend` of the store
+    fetch.py        models and data sets of others, brought here at one commit; refusals.py for who may not read them
     card.py         the model card of a milestone
 
 Importing `place`, `pace` and `card` costs nothing; the rest imports `huggingface_hub`.

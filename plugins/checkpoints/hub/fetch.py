@@ -7,7 +7,6 @@
 cannot be stopped or watched while it runs; on a rented machine both cost money.
 """
 
-import contextlib
 import errno
 import fcntl
 import hashlib
@@ -16,27 +15,21 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 from urllib.parse import urlsplit
 
-import httpx2
 from huggingface_hub import HfApi, get_session, get_token, hf_hub_url
-from huggingface_hub.errors import (
-    EntryNotFoundError,
-    GatedRepoError,
-    HfHubHTTPError,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
 from huggingface_hub.hf_api import RepoFile
 from huggingface_hub.utils import build_hf_headers, hf_raise_for_status  # type: ignore[attr-defined]
 
 from plugins.checkpoints.disk import PARTIAL, Progress, disk_errors, in_parallel, read_chunks
-from plugins.checkpoints.hub.errors import TOKENS_PAGE, Busy, Unanswered, hub_errors
+from plugins.checkpoints.hub.errors import Busy, Unanswered
 from plugins.checkpoints.hub.library import prepare
 from plugins.checkpoints.hub.place import endpoint
+from plugins.checkpoints.hub.refusals import reading_errors
 from plugins.errors import StoreError, UserError
 
 T = TypeVar("T")
@@ -45,6 +38,7 @@ PAUSES_S = (1.0, 2.0, 5.0, 10.0, 20.0, 40.0)
 """Pauses between tries while nothing comes; what came is kept, and the pauses begin anew after every byte."""
 CHUNK_BYTES = 2**18  # what a cut may lose
 WORKERS = 8
+SLICE_S = 0.2
 SPARE_BYTES = 2**30
 """What must stay free on the disk besides the files."""
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -180,7 +174,7 @@ class HubSource:
                 digest.update(piece)
                 progress(len(piece))
             done = partial.stat().st_size
-            for chunk in self._rest(file, commit, done):
+            for chunk in self._rest(file, commit, done, stopped):
                 if stopped():
                     raise StoreError(f"{self.where}: the download was stopped; {done} bytes of {file.path} are kept")
                 out.write(chunk)
@@ -195,7 +189,7 @@ class HubSource:
             progress(-done)
             return False
 
-    def _rest(self, file: HubFile, commit: str, done: int) -> Iterator[bytes]:
+    def _rest(self, file: HubFile, commit: str, done: int, stopped: Callable[[], bool]) -> Iterator[bytes]:
         """The file from an offset on; after a cut it goes on, patiently as long as something comes."""
         pauses = iter(self._pauses_s)
         while done < file.size_bytes:
@@ -211,7 +205,16 @@ class HubSource:
                 pauses = iter(self._pauses_s) if done > before else pauses
                 if (pause_s := next(pauses, None)) is None:
                     raise
-                self._sleep(max(pause_s, error.wait_s) if isinstance(error, Busy) else pause_s)
+                self._pause(pause_s, error, stopped)
+
+    def _pause(self, pause_s: float, error: StoreError, stopped: Callable[[], bool] = lambda: False) -> None:
+        """Wait, as long as the Hub asked for at least, with an ear for the end. Raises the error when it comes."""
+        left_s = max(pause_s, error.wait_s) if isinstance(error, Busy) else pause_s
+        while left_s > 0:
+            if stopped():
+                raise error
+            self._sleep(min(left_s, SLICE_S))
+            left_s -= SLICE_S
 
     def _stream(self, path: str, commit: str, done: int) -> Iterator[bytes]:
         headers = {**self._headers, "Accept-Encoding": "identity"} | ({"Range": f"bytes={done}-"} if done else {})
@@ -236,41 +239,13 @@ class HubSource:
             except (Unanswered, Busy) as error:
                 if pause_s is None:
                     raise
-                self._sleep(max(pause_s, error.wait_s) if isinstance(error, Busy) else pause_s)
+                self._pause(pause_s, error)
         raise AssertionError("the last try returns or raises")
 
-    @contextlib.contextmanager
-    def _errors(self, doing: str) -> Iterator[None]:
-        """As `hub_errors`, in words for who only reads."""
-        with hub_errors(self.where, doing):
-            try:
-                yield
-            except HfHubHTTPError as error:
-                if (words := self._refusal(error)) is not None:
-                    raise UserError(f"{self.where}: could not {doing}: {words}") from error
-                if error.response.url.host != urlsplit(self._endpoint).hostname:
-                    raise httpx2.ReadError("a signed address that is no longer good") from error
-                raise
-
-    def _refusal(self, error: HfHubHTTPError) -> str | None:
-        status, said = error.response.status_code, (error.server_message or "").lower()
-        if isinstance(error, GatedRepoError):
-            return (
-                "it is gated: ask for access on its page with the account that the token belongs to, and name HF_TOKEN "
-                "in the recipe's `secrets`"
-            )
-        if isinstance(error, RevisionNotFoundError):
-            return "there is no such revision: name a branch, tag or commit of the repository after '@'"
-        if isinstance(error, EntryNotFoundError):
-            return "there is no such file in the repository"
-        if error.response.url.host != urlsplit(self._endpoint).hostname:
-            return None
-        if status == 401 and "credentials" in said:
-            return f"the token was refused: make a new one at {TOKENS_PAGE} and set HF_TOKEN"
-        if isinstance(error, RepositoryNotFoundError) or status in (401, 404):
-            token = "this token may not see it" if self._token else "it is private and HF_TOKEN is not set here"
-            return f"there is no such repository, or {token}: look at its name, and name HF_TOKEN in the `secrets`"
-        return "the token may not read it: give it the right to read this repository" if status == 403 else None
+    def _errors(self, doing: str) -> AbstractContextManager[None]:
+        return reading_errors(
+            self.where, doing, host=str(urlsplit(self._endpoint).hostname), has_token=bool(self._token)
+        )
 
 
 def _described(one: RepoFile) -> HubFile:
@@ -288,7 +263,7 @@ def _partial(target: Path) -> Path:
     return target.with_name(f".{target.name}{PARTIAL}")
 
 
-@contextlib.contextmanager
+@contextmanager
 def _full_disk(path: Path) -> Iterator[None]:
     """A disk that is full stays full on this pod: the user must rent a larger one."""
     try:

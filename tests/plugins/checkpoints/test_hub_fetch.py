@@ -72,7 +72,7 @@ def test_a_cut_download_goes_on_where_it_was_cut(hub: Running, tmp_path: Path) -
     slept: list[float] = []
     source(slept=slept).fetch(files, commit, tmp_path)
     assert (tmp_path / SHARD).read_bytes() == LARGE
-    assert slept == [1.0, 1.0]  # something came each time, so the pauses began anew
+    assert sum(slept) == pytest.approx(2.0)  # a second each: something came each time, so the pauses began anew
 
 
 def test_a_process_that_was_killed_leaves_what_came_and_the_next_goes_on_there(hub: Running, tmp_path: Path) -> None:
@@ -123,7 +123,7 @@ def test_a_hub_that_stays_silent_is_given_up_after_all_pauses_and_what_came_is_k
     slept: list[float] = []
     with pytest.raises(StoreError, match="the Hub failed with 503"):
         source(slept=slept).fetch(files, commit, tmp_path)
-    assert slept.count(1.0) >= 1 and slept.count(2.0) >= 1
+    assert sum(slept) >= 3.0
     hub.clear()
     source().fetch(files, commit, tmp_path)
     assert (tmp_path / SHARD).read_bytes() == LARGE
@@ -133,7 +133,7 @@ def test_a_hub_that_asks_to_wait_is_waited_for(hub: Running) -> None:
     hub.fault("GET /api/models", status=429, headers={"Retry-After": "9"}, times=2)
     slept: list[float] = []
     source(slept=slept).commit()
-    assert slept == [9.0, 9.0]
+    assert sum(slept) == pytest.approx(18.0)
 
 
 def test_a_download_that_is_stopped_keeps_what_came(hub: Running, tmp_path: Path) -> None:
@@ -199,3 +199,12 @@ def test_a_disk_that_fills_up_is_the_users_matter(
     monkeypatch.setattr(fetch.os, "fsync", full)
     with pytest.raises(UserError, match="the disk is full"):
         source().fetch([one for one in files if one.path == SHARD], commit, tmp_path)
+
+
+def test_a_download_that_is_stopped_does_not_sit_out_its_pauses(hub: Running, tmp_path: Path) -> None:
+    files, commit = everything(source())
+    hub.fault("GET .*/resolve/", times=1000, status=503)
+    stop = threading.Event()
+    threading.Timer(0.1, stop.set).start()
+    with pytest.raises(StoreError, match="the Hub failed with 503"):
+        HubSource("model", REPO, pauses_s=(3600.0,)).fetch(files, commit, tmp_path, stop=stop)
