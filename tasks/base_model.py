@@ -55,7 +55,7 @@ def check_base_model(
         return None
     from plugins.checkpoints.hub.fetch import HubSource  # the Hub's library is loaded only where it is used
 
-    source = HubSource("model", place.repo, pauses_s=(0.5, 1.0))
+    source = HubSource("model", place.repo, hub_url=recipe.env.get("HF_ENDPOINT"), pauses_s=(0.5, 1.0))
     try:
         found, counted = source.commit(commit or place.revision)
         files = source.files(found)

@@ -15,6 +15,7 @@ from plugins.checkpoints.push import ModelCard, Pushed, push_export
 from plugins.checkpoints.stores import CheckpointStore
 from plugins.errors import UserError
 from plugins.slime import layout
+from plugins.slime.weights import repo_of
 
 STAGES = ("rl", "sft")  # the later one first: it is what a person means who names none
 
@@ -41,7 +42,7 @@ def push_sealed(
         stage=manifest.stage,
         iteration=manifest.iteration,
         attempt=manifest.attempt,
-        base_model=base_model,
+        base_model=repo_of(lineage.get("base_model") or base_model),
         recipe_digest=lineage.get("recipe_sha256"),
         git_commit=lineage.get("git_commit"),
         image_digest=lineage.get("image") or None,

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as NotYet
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from plugins.checkpoints.disk import Disk
 from plugins.checkpoints.manifest import Manifest, verify_files
@@ -26,6 +27,9 @@ from plugins.slime.weights import HubModel, Weights, base_of, needed_files, pinn
 from plugins.slime.whole import read_json
 from tasks.base_model import KEY, known_commit
 from tasks.stage_attempt import Stage
+
+if TYPE_CHECKING:
+    from plugins.checkpoints.hub.fetch import HubSource
 
 LOOK_S, SAID_S = 1.0, 30.0
 EXPORTS = "hf/"
@@ -120,13 +124,17 @@ def _commit(stage: Stage, stores: SeveralStores, model: HubModel) -> str:
 
     Checkpoints of the run come first: they were trained from it. Then what the order says, at last the Hub.
     """
-    from plugins.checkpoints.hub.fetch import HubSource  # the Hub's library is loaded only where it is used
-
     lineage = stage.order.lineage
     known = known_commit(stores, stage.order.run_id, model) or pinned(lineage, model)
-    commit = known or HubSource("model", model.repo).commit(model.revision)[0]
+    commit = known or _source(stage, model).commit(model.revision)[0]
     lineage[KEY] = model.at(commit)
     return commit
+
+
+def _source(stage: Stage, model: HubModel) -> "HubSource":
+    from plugins.checkpoints.hub.fetch import HubSource  # the Hub's library is loaded only where it is used
+
+    return HubSource("model", model.repo, hub_url=stage.order.recipe.env.get("HF_ENDPOINT"))
 
 
 def _models_dir(stage: Stage) -> Path:
@@ -136,14 +144,12 @@ def _models_dir(stage: Stage) -> Path:
 
 def _fetched(stage: Stage, model: HubModel, commit: str) -> Path:
     """The folder of a model at a commit; fetched, or what is missing of it, unless an earlier stage has done so."""
-    from plugins.checkpoints.hub.fetch import HubSource
-
     folder = _models_dir(stage) / model.folder_name(commit)
     mark = folder.with_name(f"{folder.name}.json")
     if mark.exists() and _is_whole(folder):
         stage.log(f"{model.at(commit)} is on this pod already")
         return folder
-    source = HubSource("model", model.repo)
+    source = _source(stage, model)
     files = source.files(commit)
     disk = Disk()
     disk.make_folder(folder)

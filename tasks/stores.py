@@ -34,7 +34,7 @@ def stores_on_pod(recipe: Recipe, log: Callable[[str], None]) -> SeveralStores:
 
 
 def store_env(recipe: Recipe) -> dict[str, str]:
-    """What a pod needs to reach the recipe's stores: credentials and endpoints of this machine, and no others.
+    """What a pod needs to reach the recipe's stores and its base model's Hub: credentials and endpoints from here.
 
     Values are secret. Variables that `secrets:` or `env:` of the recipe set already are left to the recipe.
     Raises UserError when this machine has no credentials for a store that needs some.
@@ -45,6 +45,8 @@ def store_env(recipe: Recipe) -> dict[str, str]:
         env |= _aws_credentials(recipe) | _from_here(S3_SETTINGS)
     if "hub" in kinds and not set(HUB_SECRETS) & set(recipe.secrets):
         env |= hub_env(recipe)
+    if recipe.model.hf_checkpoint and not recipe.model.hf_checkpoint.startswith("/"):  # fetched from the same Hub
+        env |= _from_here(HUB_SETTINGS)
     return {name: value for name, value in env.items() if name not in recipe.env}
 
 

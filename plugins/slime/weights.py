@@ -88,6 +88,11 @@ def base_of(text: str) -> Path | HubModel:
     return HubModel(match[1], match[2])
 
 
+def repo_of(text: str | None) -> str | None:
+    """A base model's id on the Hub without the revision; a folder is left as it is."""
+    return text if text is None or text.startswith("/") else text.partition("@")[0]
+
+
 def pinned(lineage: Mapping[str, Any], model: HubModel) -> str | None:
     """The commit of this model that a lineage names under `base_model`; None when it names none, or another model."""
     repo, _, commit = str(lineage.get("base_model") or "").rpartition("@")

@@ -20,13 +20,14 @@ from tasks.base_model import KEY
 from tasks.stage_attempt import Stage, StageEnded
 from tasks.stage_contract import InitFrom
 from tasks.stage_weights import find_weights
+from tasks.train_stage import train_stage
 from tests.hub_server.app import Limits
 from tests.hub_server.filling import fill
 from tests.hub_server.running import Running, running_hub
 from tests.plugins.checkpoints.conftest import Trainer
 from tests.plugins.slime.hf_folders import CONFIG, write_hf
 from tests.plugins.slime.stand_in_tools import write_tools
-from tests.tasks.test_train_stage import RUN, Bench
+from tests.tasks.test_train_stage import RUN, Bench, ScriptedJobs
 
 TOKEN, REPO = "hf_ann0of0stage", "ann/base"
 
@@ -253,3 +254,18 @@ def test_an_export_that_is_not_in_the_store_is_said(bench: Bench) -> None:
 def test_no_token_stands_in_what_the_stage_says(hub: Running, bench: Bench) -> None:
     find(bench, stage(bench, model=from_hub()))
     assert TOKEN in os.environ.values() and not any(TOKEN in line for line in bench.said)
+
+
+def test_a_whole_attempt_gives_the_trainer_the_folder_and_seals_the_commit(hub: Running, bench: Bench) -> None:
+    jobs = ScriptedJobs(lambda start: start.save(3, 7))
+    one = stage(bench, model=from_hub(), kind="tinyslime")
+    train_stage(one, jobs)
+    folder = bench.root / "models" / one.order.lineage[KEY].replace("/", "--")
+    assert jobs.starts[0].flag("--hf-checkpoint") == jobs.starts[0].flag("--ref-load") == str(folder)
+    newest = bench.store.latest(RUN, "sft")
+    assert newest is not None and newest.lineage[KEY] == one.order.lineage[KEY]
+
+
+def test_a_recipe_may_name_another_hub(hub: Running, bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:1")
+    assert find(bench, stage(bench, model=from_hub(), env={"HF_ENDPOINT": hub.url})).origin.startswith(f"{REPO}@")

@@ -11,6 +11,7 @@ import pytest
 
 from plugins.errors import UserError
 from plugins.slime.flags import Value, model_args, parse_argv
+from plugins.slime.launch import TrainerSpec, build
 from plugins.slime.weights import (
     PAIRS,
     HubModel,
@@ -19,6 +20,7 @@ from plugins.slime.weights import (
     needed_files,
     parameters_in,
     pinned,
+    repo_of,
 )
 from tests.plugins.slime.hf_folders import write_hf
 
@@ -57,6 +59,29 @@ def test_a_base_model_is_a_folder_or_a_repository_with_or_without_a_revision() -
     for wrong in ("gpt2", "~/x", "./a/b", "a/b/c", "../x", "a/..", "hub://a/b", "a/b@", "a--b/c", ""):
         with pytest.raises(UserError, match="write /root/models/"):
             base_of(wrong)
+
+
+def test_a_base_model_has_one_id_with_or_without_a_revision() -> None:
+    assert repo_of("Qwen/Qwen3-4B@main") == repo_of("Qwen/Qwen3-4B") == "Qwen/Qwen3-4B"
+    assert repo_of("/root/x@y") == "/root/x@y" and repo_of(None) is None
+
+
+def test_the_trainer_gets_the_folder_for_its_config_and_the_converted_one_for_its_weights(tmp_path: Path) -> None:
+    spec = TrainerSpec(
+        kind="slime",
+        stage="sft",
+        run_id="r",
+        attempt=1,
+        save_dir=tmp_path / "save",
+        rollout_dir=tmp_path / "rollouts",
+        init_dir=tmp_path / "hf",
+        ref_dir=tmp_path / "hf.torch_dist",
+        data=tmp_path / "x.jsonl",
+        num_rollout=1,
+        slime_dir=tmp_path,
+    )
+    flags = parse_argv(build(spec).argv)
+    assert (flags["hf-checkpoint"], flags["ref-load"]) == (str(tmp_path / "hf"), str(tmp_path / "hf.torch_dist"))
 
 
 def test_a_lineage_binds_the_commit_of_this_model_only() -> None:
