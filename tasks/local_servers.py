@@ -96,9 +96,10 @@ def ensure_emulator() -> str:
         server = running("emulator")
         if server is None:
             port = _free_port(_preferred("emulator", EMULATOR_PORT))
-            store = home() / "store"
-            store.mkdir(parents=True, exist_ok=True)
-            shares = {Path(sys.prefix), Path(sys.base_prefix), CODE_ROOT, store}
+            store, shared = home() / "store", home() / "shared"  # the second for pod.shared_dir of a cluster
+            for folder in (store, shared):
+                folder.mkdir(parents=True, exist_ok=True)
+            shares = {Path(sys.prefix), Path(sys.base_prefix), CODE_ROOT, store, shared}
             argv = [sys.executable, "-m", "plugins.lium.emulator", "--port", str(port)]
             argv += ["--state", str(home() / "emulator"), "--env", f"TRAINSTACK_HOME={CODE_ROOT}"]
             argv += [word for share in sorted(shares) for word in ("--share", str(share))]

@@ -32,12 +32,10 @@ def of_ids(ids: Sequence[str], looked_up: Mapping[str, PodRow | None]) -> PodRow
     """
     if not any(looked_up[one] for one in ids):
         return None
-    name = next(row.name for row in looked_up.values() if row is not None)
-    nodes = [
-        looked_up[one] or PodRow(id=one, name=name, status=GONE, node=index if len(ids) > 1 else None)
-        for index, one in enumerate(ids)
-    ]
-    return _one(nodes)
+    some = next(row for row in looked_up.values() if row is not None)
+    gone = PodRow(id="", name=some.name, status=GONE, cluster_id=some.cluster_id)
+    places = [None] if len(ids) == 1 else list(range(len(ids)))
+    return _one([looked_up[one] or replace(gone, id=one, node=place) for one, place in zip(ids, places, strict=True)])
 
 
 def trouble(row: PodRow) -> PodRow | None:

@@ -21,7 +21,7 @@ import torch
 
 from plugins.errors import TrainstackError, UserError
 from plugins.slime import layout
-from plugins.tinyslime import checkpoint, export, flags, log
+from plugins.tinyslime import checkpoint, export, flags, log, nodes
 from plugins.tinyslime.checkpoint import Training
 from plugins.tinyslime.config import ModelConfig
 from plugins.tinyslime.data import Drawn, batches_of
@@ -75,12 +75,15 @@ def train(args: Namespace, *, ahead: bool = False) -> None:
         reference = _reference(args, model.config)
         stage = GrpoStage(args, model, reference, Rollouts(args, tokenizer, model))
     try:
-        _loop(args, model, stage, faults, ahead=ahead)
+        with nodes.held(args) as held:
+            _loop(args, model, stage, faults, held, ahead=ahead)
     finally:
         stage.close()
 
 
-def _loop(args: Namespace, model: TinyLlama, stage: SftStage | GrpoStage, faults: Faults, *, ahead: bool) -> None:
+def _loop(
+    args: Namespace, model: TinyLlama, stage: SftStage | GrpoStage, faults: Faults, held: nodes.Held, *, ahead: bool
+) -> None:
     per_epoch = len(stage.source) // args.rollout_batch_size if args.num_rollout is None else None
     num_rollout = args.num_rollout if per_epoch is None else per_epoch * args.num_epoch
     if num_rollout < 1:
@@ -102,6 +105,7 @@ def _loop(args: Namespace, model: TinyLlama, stage: SftStage | GrpoStage, faults
         batch = following or stage.generate(rollout_id)
         if ahead and rollout_id + 1 < num_rollout:
             following = stage.generate(rollout_id + 1)
+        held.meet(rollout_id)
         _one_rollout(training, stage, rollout_id, batch, began, save_s)
         time.sleep(faults.step_delay_s)
         last = rollout_id == num_rollout - 1

@@ -51,7 +51,7 @@ def flow(world: World, process: Process, parts: Parts = Parts()) -> Ending:
     data = StageData(Path("/data/prompts.jsonl"), 100, "0" * 64)
     stages: Any = [stage.name for stage in world.plan.stages]
     last: Any = {stage.name: stage.iterations - 1 for stage in world.plan.stages}
-    checked = Checked(dict.fromkeys(stages, data), last)
+    checked = Checked(data=dict.fromkeys(stages, data), last=last)
     try:
         with (
             contextlib.redirect_stderr(io.StringIO()),
