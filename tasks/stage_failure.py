@@ -8,7 +8,7 @@
     ...
 """
 
-import shutil
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +22,7 @@ from plugins.slime.worker_logs import last_lines
 from tasks.stage_attempt import PodUnfit, Stage, TrainerFailed
 
 SHOWN_LINES = 25
+BYTES_PER_GB = 10**9
 
 
 def ended_badly(
@@ -38,7 +39,7 @@ def ended_badly(
     if found is None and logs is not None:
         found = diagnose(last_lines(logs, since), None, kind)  # what actors said after the driver had died
     found = found or diagnose((), exit_code, kind)
-    if found is not None and found.name == "disk-full" and _filled_by_others(stage.root):
+    if found is not None and found.name == "disk-full" and _filled_by_others(stage):
         what = "The host's disk is full, and most of it is not this run's"
         found = replace(
             found, what=what, remedy="Nothing in the recipe: the next attempt goes to another host", mend="pod"
@@ -74,10 +75,15 @@ def _error(
     )
 
 
-def _filled_by_others(root: Path) -> bool:
-    """Whether most of what is on this disk is not ours; what was deleted while the trainer ended may be missing."""
+def _filled_by_others(stage: Stage) -> bool:
+    """Whether the recipe asked for a disk (pod.min_disk_gb) of which our files do not take half: weights that were
+    fetched count, what Ray spilled and what was deleted since does not."""
+    promised = stage.order.recipe.pod.min_disk_gb
+    if promised is None:
+        return False
+    places = (stage.root, Path(os.environ.get("HF_HOME") or Path.home() / ".cache" / "huggingface"))
     try:
-        own = sum(file.stat().st_size for file in root.rglob("*") if file.is_file() and not file.is_symlink())
-        return shutil.disk_usage(root).used > 2 * own
+        files = (file for place in places for file in place.rglob("*") if file.is_file() and not file.is_symlink())
+        return sum(file.stat().st_size for file in files) < promised * BYTES_PER_GB / 2
     except OSError:
         return False

@@ -68,6 +68,21 @@ def test_a_trainer_that_fails_twice_alike_ends_the_run_with_its_last_words(world
     assert failure.status["pods"][0]["ended_at"] is not None
 
 
+def test_a_trainer_that_stands_still_twice_in_the_same_place_ends_the_run_with_what_it_seems_to_wait_for(
+    world: World,
+) -> None:
+    failure = failed_run(
+        world,
+        "stands-still",
+        env={"TINYSLIME_STEP_DELAY_S": "600"},
+        watchdog={"stall_minutes": 0.1, "start_minutes": 2},
+    )
+    assert "failed 2 times in the same way" in failure.said and "made no progress and was stopped" in failure.said
+    assert "at iteration 0 [stall-rollout-wait in rollout]" in failure.said and "What to do: " in failure.said
+    (stage,) = failure.status["stages"]
+    assert (stage["state"], stage["attempts"]) == ("Failed", 2)
+
+
 def test_a_run_that_nobody_knows_is_said_to_be_unknown(world: World) -> None:
     for command in ("status", "stop"):
         done = world.cli(command, "no-such-run")

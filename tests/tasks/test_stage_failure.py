@@ -3,7 +3,6 @@
 import json
 from datetime import datetime
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
@@ -63,13 +62,14 @@ def test_a_fault_of_the_machine_is_not_the_trainers(bench: Bench) -> None:
     assert "gpu-fault" in said and "another host" in said
 
 
-@pytest.mark.parametrize("others", [0, 10**15])
-def test_a_full_disk_is_the_hosts_when_others_filled_it(
-    bench: Bench, others: int, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("promised", "kind"), [(None, TrainerFailed), (1e-9, TrainerFailed), (500, PodUnfit)])
+def test_a_full_disk_is_the_hosts_when_our_files_are_far_from_what_was_asked_for(
+    bench: Bench, promised: float | None, kind: type[Exception]
 ) -> None:
-    monkeypatch.setattr("shutil.disk_usage", lambda _path: SimpleNamespace(used=others))
-    kind = PodUnfit if others else TrainerFailed
-    assert "disk-full" in failure(bench, crash("OSError: [Errno 28] No space left on device: '/x'"), kind)
+    (bench.root / "own").mkdir(parents=True)
+    (bench.root / "own" / "file").write_bytes(b"some bytes")
+    full = crash("OSError: [Errno 28] No space left on device: '/x'")
+    assert "disk-full" in failure(bench, full, kind, pod={"min_disk_gb": promised})
 
 
 def test_what_an_actor_said_after_the_drivers_death_is_looked_up_in_rays_logs(bench: Bench) -> None:
