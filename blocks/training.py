@@ -160,7 +160,7 @@ class TrackingSection(Section):
         None, description="Weights & Biases project; name WANDB_API_KEY among the recipe's secrets."
     )
     wandb_team: str | None = Field(None, description="Weights & Biases team.")
-    tensorboard: bool = Field(False, description="TensorBoard files beside the checkpoints.")
+    tensorboard: bool = Field(False, description="TensorBoard files in the stage's folder on the pod.")
 
 
 SECTIONS: dict[str, type[Section]] = {

@@ -17,8 +17,10 @@ from plugins.rayjobs.jobs import secret_names
 from plugins.slime.flags import lint
 from plugins.slime.launch import Launch
 from plugins.tinyslime.flags import known_flags, parse
+from tasks.base_model import BaseModel, check_base_model
 from tasks.command_line import command_line
 from tasks.lium_account import check_money, rents_locally
+from tasks.nodes import check_nodes
 from tasks.plan import check_budget, wish_of
 from tasks.stage_data import StageData, check_data, check_evaluation
 from tasks.stage_fit import stage_fit
@@ -28,13 +30,14 @@ from tasks.stores import store_env, stores_here
 @dataclass(frozen=True)
 class Checked:
     """What the checks found out and the run needs later. last: last iteration of a stage, None where unknown; advice:
-    what is allowed and probably not meant.
+    what is allowed and probably not meant; base: the Hub model to start from, where it was looked at.
     """
 
     data: dict[StageName, StageData] = field(default_factory=dict)
     eval_data: dict[StageName, dict[str, StageData]] = field(default_factory=dict)
     last: dict[StageName, int | None] = field(default_factory=dict)
     advice: list[str] = field(default_factory=list)
+    base: BaseModel | None = None
 
 
 def check_recipe(recipe: Recipe, stages: list[StageName]) -> Checked:
@@ -42,6 +45,7 @@ def check_recipe(recipe: Recipe, stages: list[StageName]) -> Checked:
 
     Raises UserError (or Refused) that names the recipe's key or the data's file and row. Changes nothing.
     """
+    advice: list[str] = []
     missing = [name for name in recipe.secrets if not os.environ.get(name)]
     if missing:
         raise UserError(f"Recipe '{recipe.name}': secrets: {', '.join(missing)} not set in this environment.")
@@ -50,6 +54,7 @@ def check_recipe(recipe: Recipe, stages: list[StageName]) -> Checked:
             f"Recipe '{recipe.name}': env.{shown[0]}: Ray shows the environment to whoever lists jobs; name it in "
             "`secrets:` and set it where you start the run."
         )
+    check_tracking(recipe)
     check_money(recipe)
     if recipe.pod.image:
         image_reference(recipe.pod.image)
@@ -59,10 +64,11 @@ def check_recipe(recipe: Recipe, stages: list[StageName]) -> Checked:
     stores_here(recipe).check()
     for target in _push_targets(recipe, stages):
         check_target(target, public=recipe.milestones.public)
+    check_nodes(recipe)
+    base = check_base_model(recipe, advice.append) if recipe.trainer.kind == "slime" else None
     data: dict[StageName, StageData] = {}
     sets: dict[StageName, dict[str, StageData]] = {}
     last: dict[StageName, int | None] = {}
-    advice: list[str] = []
     for name in stages:
         found = check_data(recipe, name)
         if found:
@@ -76,10 +82,21 @@ def check_recipe(recipe: Recipe, stages: list[StageName]) -> Checked:
         last[name] = launch.expected_last
         if recipe.trainer.kind == "slime":
             advice += stage_fit(recipe, name, launch).advice
-    return Checked(data, sets, last, advice)
+    return Checked(data, sets, last, advice, base)
 
 
 check_recipe_task = task(name="check-recipe", cache_policy=NO_CACHE, persist_result=False)(check_recipe)
+
+
+def check_tracking(recipe: Recipe) -> None:
+    """Refuse W&B without its key: the trainer would ask for one on a terminal that is not there."""
+    if recipe.tracking.wandb_project is None or recipe.env.get("WANDB_MODE") in ("offline", "disabled"):
+        return
+    if "WANDB_API_KEY" not in recipe.secrets:
+        raise UserError(
+            f"Recipe '{recipe.name}': tracking.wandb_project: needs a key: name WANDB_API_KEY in `secrets:` and set it "
+            'where you start the run (or env.WANDB_MODE: "offline").'
+        )
 
 
 def _push_targets(recipe: Recipe, stages: list[StageName]) -> list[str]:

@@ -156,6 +156,7 @@ def _lineage(recipe: Recipe, checked: Checked) -> dict[str, str]:
         "image": recipe.pod.image or recipe.pod.template_id or "",
         SHAPE: shape_of(recipe),
         **{f"data_{name}_sha256": data.sha256 for name, data in checked.data.items()},
+        **(checked.base.lineage if checked.base else {}),
     }
 
 

@@ -6,6 +6,7 @@ trainer in `stage_trainer.py`; sealing and sending in `stage_publish.py`.
 
 import ctypes
 import json
+import shlex
 import signal
 import subprocess
 import sys
@@ -21,7 +22,7 @@ from plugins.slime.dry_run import run_dry_parse
 from plugins.slime.launch import TrainerSpec, build
 from plugins.slime.nvlink import has_nvlink
 from plugins.slime.weights import Weights
-from tasks.nodes import wait_for_nodes
+from tasks.nodes import trainer_env, wait_for_nodes
 from tasks.stage_attempt import Stage
 from tasks.stage_contract import StageResult
 from tasks.stage_publish import publishing
@@ -57,6 +58,8 @@ def train_stage(stage: Stage, jobs: RayJobs | None = None) -> StageResult:
     with _environment_server(stage) as env_url:
         launch = build(_trainer_spec(stage, weights, env_url))
         stage.expected_last, stage.load_dir = launch.expected_last, launch.load_dir
+        if launch.architecture:
+            order.lineage["model_args"] = shlex.join(launch.architecture)
         stage.progress.steps_per_rollout = _steps_per_rollout(launch.argv)
         stage.progress.trained_before = order.trained
         stage.progress.rewarded = order.stage == "rl"
@@ -141,6 +144,7 @@ def _trainer_spec(stage: Stage, weights: Weights | None, env_url: str | None) ->
         save_interval=order.save_interval,
         data_rows=order.data_rows,
         nvlink=has_nvlink() if recipe.trainer.kind == "slime" else None,
+        network=trainer_env(recipe),
     )
 
 

@@ -11,7 +11,9 @@ from blocks.recipe import Recipe, StageName
 from blocks.training import FlagValue, keys
 from plugins.errors import UserError
 from plugins.slime.defaults import Machine
+from plugins.slime.flags import Value
 from plugins.slime.launch import TrainerSpec
+from plugins.slime.tracking import tracking_flags
 
 
 @dataclass(frozen=True)
@@ -39,6 +41,7 @@ def trainer_spec(
     save_interval: int,
     data_rows: int | None,
     nvlink: bool | None = None,
+    network: Mapping[str, str] | None = None,
 ) -> TrainerSpec:
     """What the launcher builds the stage's command line from. Raises UserError for a flag that is set twice."""
     section = recipe.stage(name)
@@ -71,6 +74,8 @@ def trainer_spec(
         machine=machine_of(recipe),
         nvlink=nvlink,
         asynchronous=section.rollout.asynchronous,
+        tracking=_tracking(recipe, name, run_id),
+        network=network or {},
     )
 
 
@@ -91,6 +96,15 @@ def keys_of(recipe: Recipe, name: StageName) -> dict[str, str]:
     """Flag to the key by which this recipe sets it, or could."""
     extra = {flag: f"extra_args.{flag}" for flag in recipe.stage(name).extra_args}
     return {**keys(), **extra, **{flag: f"model.args.{flag}" for flag in recipe.model.args}}
+
+
+def _tracking(recipe: Recipe, name: StageName, run_id: str) -> Mapping[str, Value]:
+    own = recipe.tracking
+    if recipe.trainer.kind != "slime":
+        return {}
+    return tracking_flags(
+        run_id, name, wandb_project=own.wandb_project, wandb_team=own.wandb_team, tensorboard=own.tensorboard
+    )
 
 
 def machine_of(recipe: Recipe) -> Machine:

@@ -19,6 +19,7 @@ from plugins.slime.cross_checks import check_flags, fill_batches
 from plugins.slime.defaults import OWNED, Machine, stage_defaults
 from plugins.slime.flags import Value, model_args, parse_argv, render
 from plugins.slime.restart import Restart, restart
+from plugins.slime.tracking import tracking_env
 
 HOME = Path(__file__).resolve().parents[2]
 """Folder that holds `plugins/`: what `python -m plugins...` and slime's imports of our code need on their path."""
@@ -38,7 +39,8 @@ class TrainerSpec:
     model: name of a `scripts/models/<model>.sh` of slime; megatron_dir: where slime's image keeps Megatron-LM; python:
     what runs slime there.
     machine: the GPUs of the stage; nvlink: whether they are joined by NVLink, None where nobody looked.
-    asynchronous: RL generates ahead (train_async.py).
+    asynchronous: RL generates ahead (train_async.py). tracking: flags of W&B and TensorBoard (`tracking_flags`);
+    network: variables of a trainer on several nodes (`multi_node_env`).
     """
 
     kind: Literal["slime", "tinyslime", "command"]
@@ -68,6 +70,8 @@ class TrainerSpec:
     machine: Machine = field(default_factory=Machine)
     nvlink: bool | None = None
     asynchronous: bool = False
+    tracking: Mapping[str, Value] = field(default_factory=dict)
+    network: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def script(self) -> str:
@@ -149,6 +153,7 @@ def trainer_flags(spec: TrainerSpec, architecture: Sequence[str] = ()) -> dict[s
         flags["eval-prompt-data"] = [word for name, path in spec.eval_data.items() for word in (name, str(path))]
     gpus = spec.machine if spec.kind == "slime" else None
     check_flags(flags, spec.stage, gpus, shape, spec.keys, asynchronous=spec.asynchronous)
+    flags |= spec.tracking
     flags["save"] = str(spec.save_dir)
     flags["save-interval"] = spec.save_interval
     flags["save-hf"] = f"{spec.save_dir}/hf/{{rollout_id}}"
@@ -193,16 +198,19 @@ def environment(spec: TrainerSpec) -> dict[str, str]:
             env["SLIME_HOST_IP"] = "127.0.0.1"  # else router and engines listen on the machine's outer address
         if spec.nvlink is not None:
             env["NCCL_NVLS_ENABLE"] = str(int(spec.nvlink))
+        if spec.tracking:
+            folder = spec.save_dir.parent if spec.tracking.get("use-tensorboard") else None
+            env |= tracking_env(spec.run_id, spec.stage, folder)
         if spec.stage == "sft":  # RL offloads with torch_memory_saver, which excludes expandable segments
             env["PYTORCH_CUDA_ALLOC_CONF"] = "expandable_segments:True"
-    return env
+    return {**env, **spec.network}
 
 
 def _weights(spec: TrainerSpec) -> dict[str, Value]:
     if spec.init_dir is not None:
         return {"hf-checkpoint": str(spec.init_dir), "ref-load": str(spec.ref_dir or spec.init_dir)}
     if spec.kind == "slime" and "hf-checkpoint" not in spec.args:
-        raise UserError("slime needs weights to start from: give `init`, or `hf-checkpoint` and `ref-load` in `args`")
+        raise UserError("model.hf_checkpoint: missing; slime needs weights to start from (or rl.init)")
     return {}
 
 

@@ -25,8 +25,8 @@ def write(folder: Path, text: str) -> Path:
 def test_every_shipped_recipe_is_valid_and_its_data_ships_with_it(file: Path) -> None:
     recipe = load_recipe(file)
     for stage in recipe.stages():
-        data = recipe.stage(stage).data
-        assert data is None or Path(data).is_file()
+        data = recipe.stage(stage).dataset
+        assert data is None or data.path.startswith("hf://") or Path(data.path).is_file()
 
 
 def test_relative_data_starts_at_the_recipes_folder(tmp_path: Path) -> None:
