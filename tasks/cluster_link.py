@@ -39,6 +39,8 @@ def open_link(run: Run, row: PodRow, door: ApiDoor) -> SshLink:
     opened: list[PodConnection] = []
     try:
         for node in row.nodes:
+            if node.overlay_ip is None:
+                raise PodLost(f"Lium gives no address for {clusters.called(row, node)}: its nodes cannot meet")
             try:
                 opened.append(connect(run, node))
             except PodLost as lost:

@@ -91,7 +91,7 @@ def test_a_run_on_two_nodes_outlives_losses_of_one_and_ends_with_the_weights_of_
     assert stage["attempts"] == 3 and len(world.flow_runs("run:two", "stage:sft")) == 3, "one flow run for an attempt"
     assert "holding 2 nodes" in world.cli("logs", "two", "--stage", "sft", "--attempt", "3").stdout
     first, second, third = ledger(world, "two")
-    assert "node 1" in first["why"] and "404" in first["why"] and third["why"] == ""
+    assert "node 1" in first["why"] and "spot reclaim: outbid" in first["why"] and third["why"] == ""
     assert "node 1" in second["why"] and "SSH" in second["why"]
     assert all(row["cost_usd"] > 0 and len(row["nodes"]) == 2 for row in (first, second, third))
     assert world.pods("two") == [] and world.left_running("two") == []

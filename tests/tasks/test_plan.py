@@ -9,7 +9,7 @@ from rich.console import Console
 
 from blocks.recipe import Recipe
 from plugins.errors import ControlPlaneError, UserError
-from plugins.lium.hosts import Host
+from plugins.lium.hosts import Fabric, Host
 from plugins.lium.offers import Estimate, Rest, Wish, rank
 from tasks.plan import Plan, check_budget, check_wish, make_plan, wish_of
 from tasks.plan_view import plan_view
@@ -291,3 +291,29 @@ def test_a_volume_that_a_rent_would_refuse_is_refused_by_the_plan() -> None:
     with pytest.raises(UserError, match="nosuch"):
         plan(FOX, volume="nosuch")
     assert plan(FOX, volume="new:name=x").first is not None
+
+
+# -- several nodes ---------------------------------------------------------------------------------------------------
+
+
+class Networks(Account):
+    """A market with one fabric of these hosts."""
+
+    def fabrics(self) -> list[Fabric]:
+        return [Fabric("fab", "infiniband", len(self._hosts), tuple(self._hosts))]
+
+
+def test_the_plan_of_a_cluster_shows_its_nodes_and_counts_all_of_them() -> None:
+    pod = {"nodes": 2, "gpu_count": 8, "shared_dir": "/data", "budget_usd": 60.0}
+    view = plan(account=Networks(FOX, OWL), **pod)
+    assert view.first is not None and view.first.price_per_hour == pytest.approx(8 * (1.89 + 2.49))
+    assert view.ceiling_per_hour == pytest.approx(2 * 8 * 3.0)
+    said = shown(view)
+    assert "2 nodes of H200 x8" in said and "2 nodes x 8 x $3.00" in said
+    assert "the run would rent swift-fox-3a, calm-owl-11 at $35.04 per hour" in said
+
+
+def test_a_budget_must_last_a_dead_man_period_of_every_node() -> None:
+    wanted = recipe(nodes=2, gpu_count=8, shared_dir="/data", budget_usd=20.0)
+    with pytest.raises(UserError, match=r"8 GPUs on each of 2 nodes .*cost 24\.00 USD"):
+        check_budget(wanted.pod, rank([], wish_of(wanted), now=NOW))
