@@ -23,6 +23,7 @@ from plugins.lium.process_table import MARKER, Proc, children, descendants, envi
 
 SERVICE = "TRAINSTACK_SERVICE"  # the service a process came from; how orphans of the worker are known
 WORKER = "worker"
+PYTHON = "TRAINSTACK_PYTHON"  # our interpreter, for what a service starts: `python` on PATH is the image's
 
 SERVICE_STOP_S = 5.0
 LONGEST_BACKOFF_S = 30.0
@@ -190,7 +191,8 @@ class Supervisor:
 
     def _launch(self, service: Service) -> None:
         spec = service.spec
-        environment = {**self.environment, **self.boot.env, **spec.env, MARKER: self.marker, SERVICE: spec.name}
+        environment = {**self.environment, PYTHON: sys.executable, **self.boot.env, **spec.env}
+        environment |= {MARKER: self.marker, SERVICE: spec.name}
         log = open_log(self.boot.state_dir / f"{spec.name}.log")
         try:
             service.process = subprocess.Popen(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import shutil
 import signal
 import subprocess
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 
 from plugins.lium import boot_document
 from plugins.lium import process_table as table
@@ -127,6 +129,22 @@ def test_services_run_with_the_given_environment_after_the_start_returns(pod: Po
     until(lambda: out.exists() and out.read_text(), "the service wrote its file")
     assert out.read_text() == "yes more /\n"
     assert pod.state["pod"] == "ts-x-sft-a1" and pod.state["state"] == "running"
+
+
+def test_a_stage_runs_under_our_interpreter_where_python_on_path_is_another(pod: Pod, tmp_path: Path) -> None:
+    """As on slime's image, whose python has slime and no Prefect; the command is the one of the deployment."""
+    deployments = yaml.safe_load((HOME / "prefect.yaml").read_text())["deployments"]
+    command = next(d for d in deployments if d["entrypoint"] == "flows.stage.slime_stage")["work_pool"]["job_variables"]
+    (tmp_path / "bin").mkdir()
+    other = tmp_path / "bin" / "python"
+    other.write_text("#!/bin/sh\necho not ours; exec sleep 60\n")
+    other.chmod(0o755)
+    words = [*shlex.split(command["command"]), "--unused"]
+    code = f"import os; os.execvp({words[0]!r}, {words!r})"
+    spec = {"name": "engine", "argv": ["python", "-c", code], "env": {"PATH": f"{other.parent}:/usr/bin:/bin"}}
+    assert pod.start([spec]).returncode == 0
+    until(lambda: "prefect" in (pod.state_dir / "engine.log").read_text(), "Prefect's engine says what it lacks")
+    assert "not ours" not in (pod.state_dir / "engine.log").read_text()
 
 
 def test_it_runs_as_a_plain_file_too_and_needs_the_standard_library_only(pod: Pod) -> None:
