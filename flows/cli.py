@@ -337,6 +337,22 @@ def doctor(
     raise typer.Exit(0 if all(found.ok or not found.required for found in findings) else 1)
 
 
+@app.command()
+def image(
+    repository: Annotated[str, typer.Argument(help="Where to push it: registry/name, or name at Docker Hub.")],
+    tag: Annotated[str | None, typer.Option(help="Default: from what the image is made of.")] = None,
+    base: Annotated[str | None, typer.Option(help="Another image of slime to start from.")] = None,
+    no_push: Annotated[bool, typer.Option("--no-push", help="Build it for this machine's Docker only.")] = False,
+) -> None:
+    """Build the image that pods run and push it; prints what the recipe should say."""
+    from tasks.build_image import build_image
+
+    said = partial(err.print, highlight=False, markup=False, soft_wrap=True)
+    made = build_image(repository, tag, push=not no_push, base=base, log=said)
+    words = f"pod: {{image: {made.pinned}}}" if made.digest else f"{made.name}: built, not pushed"
+    out.print(words, highlight=False, markup=False, soft_wrap=True)
+
+
 @data_app.command("gsm8k")
 def data_gsm8k(source: Path, target: Path) -> None:
     """Turn GSM8K rows (question, answer) into chat rows; TARGET ends in .jsonl or .parquet."""

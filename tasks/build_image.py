@@ -6,9 +6,10 @@ finds the first one's image. The recipe should name it by digest (`pinned`): a t
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from plugins.errors import UserError
-from plugins.images.context import Context, context, default_arguments
+from plugins.images.context import ROOT, Context, context, default_arguments
 from plugins.images.engine import Engine
 from plugins.lium.rent_inputs import image_reference
 
@@ -32,19 +33,21 @@ def build_image(
     push: bool = True,
     base: str | None = None,
     log: Callable[[str], None] = print,
+    root: Path = ROOT,
 ) -> ImageReference:
     """Build deployments/image/Dockerfile and push it to `repository`.
 
     tag: default is the digest of the context and the build arguments; an image that the registry has under that one
     is not built again. base: instead of the Dockerfile's own. log: gets the steps and the progress, a line at a time.
+    root: the checkout.
 
     UserError: a name that is none, no engine, no right to push, a step that fails. ControlPlaneError: the engine, the
     network or the registry failed; trying again goes on from the layers that are there.
     """
-    made_of = context(arguments=default_arguments() | ({"BASE": base} if base else {}))
+    chosen = {"BASE": image_reference(base).full} if base else {}
+    _name(repository, tag or "any")
+    made_of = context(root, default_arguments(root) | chosen)
     name = _name(repository, tag or made_of.tag)
-    if base:
-        image_reference(base)
     _tell_left_out(made_of, log)
     with Engine(log) as engine:
         if push and tag is None and (there := engine.digest_in_registry(name)):

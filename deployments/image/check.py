@@ -20,7 +20,8 @@ STARTED = (
     "plugins.rayjobs.guard",
     "plugins.http_env.server",
 )
-FROM_BASE = ("ray.job_submission", "numpy")
+IMPORTED_LATE = ("boto3", "huggingface_hub", "asyncssh", "matplotlib.figure", "pyarrow.parquet", "numpy")
+FROM_BASE = ("ray.job_submission",)
 
 
 def main() -> None:
@@ -29,6 +30,10 @@ def main() -> None:
         file = Path(importlib.import_module(name).__file__ or "")
         if not file.is_relative_to(HOME):
             raise SystemExit(f"{name} is taken from {file}, not from {HOME}: PYTHONPATH of the base is in the way")
+    for name in IMPORTED_LATE:
+        file = Path(importlib.import_module(name).__file__ or "")
+        if not file.is_relative_to(sys.prefix):
+            raise SystemExit(f"{name} is taken from {file}, not from our own environment: see requirements-pod.lock")
     for name in FROM_BASE:
         file = Path(importlib.import_module(name).__file__ or "")
         if file.is_relative_to(sys.prefix):

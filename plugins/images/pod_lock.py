@@ -1,8 +1,9 @@
 """The packages of our own environment on a pod: `python -m plugins.images.pod_lock` writes their lock file.
 
-A pod gets what this project needs at run time, in the versions of requirements.lock, without what the base image has
-and must go on having in its own versions: Ray (client and head must be one version), torch, numpy, safetensors. So it
-is worked out from pyproject.toml and from what the installed packages say they need; nothing is asked of an index.
+A pod gets what this project needs at run time, in the versions of requirements.lock, without what must be the base
+image's: Ray, whose client and head have to be one version, and torch. numpy is our own: slime needs 1.26, and the
+locked pyarrow refuses to be imported beside anything older than 2.0 (its metadata does not say so). All is worked out
+from pyproject.toml and from what the installed packages say they need; nothing is asked of an index.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from plugins.errors import UserError
 ROOT = Path(__file__).resolve().parents[2]
 LOCK = "requirements.lock"
 POD_LOCK = "deployments/image/requirements-pod.lock"
-FROM_BASE = frozenset({"ray", "torch", "numpy", "safetensors"})
+FROM_BASE = frozenset({"ray", "torch", "safetensors"})
 """What slime's image brings (slime v0.3.1, docker/Dockerfile and requirements.txt) and our environment sees there."""
 
 HEAD = """\
