@@ -15,6 +15,7 @@ from typing import Any
 from blocks.recipe import Recipe, StageName
 from plugins.checkpoints.stores import CheckpointStore
 from plugins.errors import StoreError, UserError
+from plugins.slime.convert import loaded_as_is, unknown_type
 from plugins.slime.export import CONFIG, INDEX
 from plugins.slime.flags import Value, model_args, parse_argv
 from plugins.slime.launch import HOME
@@ -48,7 +49,8 @@ def check_base_model(
     """Look at the recipe's base model on the Hub; None for a folder on the pod, no model, or a Hub that is silent.
 
     commit: the one the run is bound to (`known_commit`), None for what the recipe names now.
-    Raises UserError when it is not there or may not be read, has no weights in safetensors, or contradicts `model:`.
+    Raises UserError when it is not there or may not be read, has no weights in safetensors, is of a type that slime
+    does not know, or contradicts `model:`.
     """
     text = recipe.model.hf_checkpoint
     if text is None or isinstance(place := base_of(text), Path):
@@ -74,6 +76,9 @@ def check_base_model(
     except StoreError as error:
         log(f"WARNING the base model {text} could not be looked at, and is looked for on the pod: {error}")
         return None
+    slime_reads = recipe.trainer.kind != "slime" or config.get("model_type") in loaded_as_is(HOME / "slime")
+    if not slime_reads and not any("ref-load" in recipe.stage(name).all_flags() for name in recipe.stages()):
+        raise UserError(f"Recipe '{recipe.name}': model.hf_checkpoint {text}: {unknown_type(config)}")
     if wrong := misfits(config, architecture(recipe, HOME / "slime"), whole=knows_all(recipe, HOME / "slime")):
         raise UserError(f"Recipe '{recipe.name}': model: does not fit {text}: {'; '.join(wrong)}")
     weights_bytes = sum(files[name].size_bytes for name in names if name.endswith(".safetensors"))

@@ -197,9 +197,9 @@ def _loadable(stage: Stage, folder: Path) -> Path:
         return Path(str(flags["ref-load"]))
     config = read_json(folder / CONFIG)
     resumed_sft = stage.restored is not None and stage.order.stage == "sft"  # nothing but the checkpoint is loaded
-    if resumed_sft or not needs_conversion(config):
-        return folder
     slime_dir = Path(recipe.trainer.slime_dir)
+    if resumed_sft or not needs_conversion(config, slime_dir):
+        return folder
     work = Conversion(
         hf=folder,
         target=folder.with_name(f"{folder.name}.torch_dist"),

@@ -10,12 +10,16 @@
 The tool stops between any two of these when the pod's disk is full or somebody kills it, and slime's own helper takes a
 folder that merely exists for a converted one. Ours is proved file by file, and made anew when it is not whole.
 Source: slime v0.3.1 tools/convert_hf_to_torch_dist.py main().
+
+Which slime is on the pod decides: up to v0.3.0 every model had to be converted; from v0.3.1 on the trainer reads some
+types of Hugging Face folders itself, and the tool, which then reads them with the same code, can convert no others.
 """
 
 from __future__ import annotations
 
+import ast
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -49,8 +53,8 @@ LOADED_AS_IS = frozenset(
         "qwen3_next",
     )
 )
-"""`model_type`s whose Hugging Face folder slime takes for --ref-load and --load
-(slime/backends/megatron_utils/hf_to_megatron/__init__.py at v0.3.1)."""
+"""`model_type`s whose Hugging Face folder slime v0.3.1 takes for --ref-load and --load; see `loaded_as_is`."""
+LOADERS = "slime/backends/megatron_utils/hf_to_megatron/__init__.py"
 TOOL = "tools/convert_hf_to_torch_dist.py"
 RELEASE = "release"
 PARALLEL = frozenset(
@@ -110,9 +114,42 @@ class Conversion:
         return [self.python, *(several if number > 1 else ()), TOOL, *self.architecture, *render(given), *own]
 
 
-def needs_conversion(config: Mapping[str, Any]) -> bool:
-    """Whether a model with this config.json must be converted before slime can load it."""
-    return config.get("model_type") not in LOADED_AS_IS
+def loaded_as_is(slime_dir: Path) -> frozenset[str]:
+    """The types of models that the slime in this folder reads from Hugging Face files, by its own table.
+
+    None for a slime older than v0.3.1, those of v0.3.1 where there is no slime or its table looks different.
+    """
+    table = slime_dir / LOADERS
+    if not table.is_file():
+        return frozenset() if (slime_dir / "slime/backends").is_dir() else LOADED_AS_IS
+    with contextlib.suppress(OSError, SyntaxError, ValueError):
+        for node in ast.parse(table.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.Assign) and isinstance(node.value, ast.Dict):
+                return frozenset(str(ast.literal_eval(key)) for key in node.value.keys if key is not None)
+    return LOADED_AS_IS
+
+
+def needs_conversion(config: Mapping[str, Any], slime_dir: Path) -> bool:
+    """Whether a model with this config.json must be converted before this slime can load it.
+
+    Raises UserError when it can neither be loaded nor converted.
+    """
+    known = loaded_as_is(slime_dir)
+    if config.get("model_type") in known:
+        return False
+    tool = slime_dir / TOOL
+    if known and tool.is_file() and "hf_to_megatron" in tool.read_text(encoding="utf-8", errors="replace"):
+        raise UserError(unknown_type(config, known))
+    return True
+
+
+def unknown_type(config: Mapping[str, Any], known: Collection[str] = LOADED_AS_IS) -> str:
+    """What to say about a model of a type that slime has no code for."""
+    return (
+        f"slime can neither load nor convert a model of type {config.get('model_type')!r}; it knows "
+        f"{', '.join(sorted(known))}. Take another model, or convert it yourself and name the result as `ref-load` in "
+        "`extra_args`"
+    )
 
 
 def processes(gpus: int, layers: int) -> int:

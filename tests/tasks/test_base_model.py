@@ -114,6 +114,15 @@ def test_weights_that_are_not_safetensors_are_refused(hub: Running) -> None:
         check_base_model(recipe("ann/bins"))
 
 
+def test_a_type_that_slime_does_not_know_is_refused_before_renting(hub: Running) -> None:
+    files = {"config.json": b'{"model_type": "olmo"}', "model.safetensors": b"x" * 64}
+    fill(hub, TOKEN, "ann/olmo", files)
+    with pytest.raises(UserError, match="can neither load nor convert a model of type 'olmo'; it knows deepseek_v3"):
+        check_base_model(recipe("ann/olmo", kind="slime"))
+    found = check_base_model(recipe("ann/olmo"))
+    assert found is not None and found.model_type == "olmo"
+
+
 def test_flags_that_contradict_the_model_are_refused_before_renting(hub: Running) -> None:
     with pytest.raises(UserError, match=r"hidden_size is 10 in the model's config\.json, --hidden-size is 64"):
         check_base_model(recipe(args={"hidden-size": 64, "num-layers": 2}))

@@ -1,6 +1,5 @@
 """Converting a model: only what must be, once, and never one that stopped on its way; beside slime's own tool."""
 
-import ast
 import json
 import os
 import re
@@ -14,7 +13,15 @@ import pytest
 
 from plugins.errors import TornCheckpoint, UserError
 from plugins.slime import convert as module
-from plugins.slime.convert import LOADED_AS_IS, Conversion, check_converted, convert, needs_conversion, processes
+from plugins.slime.convert import (
+    LOADED_AS_IS,
+    Conversion,
+    check_converted,
+    convert,
+    loaded_as_is,
+    needs_conversion,
+    processes,
+)
 from plugins.slime.layout import TRACKER
 from plugins.slime.tool import run_tool
 from tests.plugins.slime.hf_folders import write_hf, write_torch_dist
@@ -177,22 +184,52 @@ def test_several_gpus_share_the_work(job: Conversion) -> None:
     assert many.argv()[:6] == ["python3", "-m", "torch.distributed.run", "--nproc-per-node", "8", module.TOOL]
 
 
-def test_only_other_model_types_are_converted() -> None:
-    assert not needs_conversion({"model_type": "qwen3"})
-    assert needs_conversion({"model_type": "gemma3"}) and needs_conversion({})
+def slime_with(folder: Path, loaders: str | None, tool: str = "") -> Path:
+    """A checkout of slime as far as it tells what it can load."""
+    (folder / "slime/backends").mkdir(parents=True)
+    if loaders is not None:
+        (folder / module.LOADERS).parent.mkdir(parents=True)
+        (folder / module.LOADERS).write_text(loaders)
+    (folder / "tools").mkdir()
+    (folder / module.TOOL).write_text(tool)
+    return folder
+
+
+def test_the_slime_on_the_pod_decides_what_is_converted(tmp_path: Path) -> None:
+    assert not needs_conversion({"model_type": "qwen3"}, tmp_path) and needs_conversion(
+        {"model_type": "olmo"}, tmp_path
+    )
+    old = slime_with(tmp_path / "old", None, "from mbridge import AutoBridge")
+    assert needs_conversion({"model_type": "qwen3"}, old)
+    new = slime_with(tmp_path / "new", '_LOADERS = {"olmo": 1}', "from slime.hf_to_megatron import load_hf_weights")
+    assert not needs_conversion({"model_type": "olmo"}, new)
+    odd = slime_with(tmp_path / "odd", "_LOADERS = make()")
+    assert not needs_conversion({"model_type": "qwen3"}, odd)
+
+
+def test_a_type_that_can_neither_be_loaded_nor_converted_is_refused_with_what_can(tmp_path: Path) -> None:
+    new = slime_with(tmp_path / "new", '_LOADERS = {"olmo": 1}', "from slime.hf_to_megatron import load_hf_weights")
+    with pytest.raises(
+        UserError, match=r"neither load nor convert a model of type 'gemma'; it knows olmo\. .*ref-load"
+    ):
+        needs_conversion({"model_type": "gemma"}, new)
 
 
 @pytest.mark.slime
 @needs_slime
 def test_the_model_types_are_those_of_slimes_own_table() -> None:
-    tree = ast.parse((Path(SLIME) / "slime/backends/megatron_utils/hf_to_megatron/__init__.py").read_text())
-    (table,) = [
-        node.value
-        for node in tree.body
-        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "_LOADERS"
-    ]
-    assert isinstance(table, ast.Dict)
-    assert {ast.literal_eval(key) for key in table.keys if key} == LOADED_AS_IS
+    assert loaded_as_is(Path(SLIME)) == LOADED_AS_IS
+    assert not needs_conversion({"model_type": "qwen3"}, Path(SLIME))
+
+
+@pytest.mark.slime
+@needs_slime
+def test_slimes_tool_reads_models_by_the_same_table_as_the_trainer(tmp_path: Path) -> None:
+    text = TOOL.read_text()
+    assert "from slime.backends.megatron_utils.hf_to_megatron import load_hf_weights" in text
+    assert "load_hf_weights(args, model, hf_model_path)" in text
+    with pytest.raises(UserError, match="can neither load nor convert a model of type 'olmo'"):
+        needs_conversion({"model_type": "olmo"}, Path(SLIME))
 
 
 @pytest.mark.slime
