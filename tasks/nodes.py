@@ -83,6 +83,11 @@ def wait_for_nodes(stage: "Stage", jobs: RayJobs) -> None:
     stage.log(f"Ray has all {wanted} nodes")
 
 
+def own_address(recipe: Recipe, env: Mapping[str, str] = os.environ) -> str:
+    """Where what node 0 serves is reached, by the other nodes too: slime may place its actors on any of them."""
+    return LOOPBACK if recipe.pod.nodes == 1 else env.get(MASTER, LOOPBACK)
+
+
 def trainer_env(recipe: Recipe, env: Mapping[str, str] = os.environ) -> dict[str, str]:
     """Variables that a trainer on several nodes needs, worked out on node 0; nothing on a single pod.
 
@@ -90,7 +95,7 @@ def trainer_env(recipe: Recipe, env: Mapping[str, str] = os.environ) -> dict[str
     """
     if recipe.pod.nodes == 1:
         return {}
-    address = env.get(MASTER, LOOPBACK)
+    address = own_address(recipe, env)
     interface = interface_of(address)
     if interface is None:
         raise UserError(

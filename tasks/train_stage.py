@@ -22,7 +22,7 @@ from plugins.slime.dry_run import run_dry_parse
 from plugins.slime.launch import TrainerSpec, build
 from plugins.slime.nvlink import has_nvlink
 from plugins.slime.weights import Weights
-from tasks.nodes import trainer_env, wait_for_nodes
+from tasks.nodes import own_address, trainer_env, wait_for_nodes
 from tasks.stage_attempt import Stage
 from tasks.stage_contract import StageResult
 from tasks.stage_publish import publishing
@@ -95,6 +95,7 @@ def _environment_server(stage: Stage) -> Iterator[str | None]:
     ready = stage.attempt_dir / "environment.json"
     ready.unlink(missing_ok=True)
     argv = [sys.executable, "-m", "plugins.http_env.server", "--task", environment.task, "--port", "0"]
+    argv += ["--host", own_address(stage.order.recipe)]
     with (stage.attempt_dir / "environment.log").open("ab") as output:
         server = subprocess.Popen(
             [*argv, "--ready-file", str(ready)],

@@ -8,7 +8,7 @@ import pytest
 from blocks.recipe import Recipe
 from plugins.errors import UserError
 from plugins.lium.pods import PodRow
-from tasks.nodes import check_nodes, node_env, stage_root, trainer_env, wait_for_nodes
+from tasks.nodes import check_nodes, node_env, own_address, stage_root, trainer_env, wait_for_nodes
 from tasks.pod_link import boot_document, ray_argv
 
 
@@ -77,6 +77,12 @@ def test_the_trainer_is_told_the_interface_that_carries_the_address() -> None:
     assert trainer_env(recipe(), {}) == {}
     with pytest.raises(UserError, match=r"No network interface of node 0 has 192\.0\.2\.1"):
         trainer_env(many, {"TRAINSTACK_MASTER_ADDR": "192.0.2.1"})
+
+
+def test_what_node_0_serves_is_reached_by_the_others_too() -> None:
+    env = {"TRAINSTACK_MASTER_ADDR": "10.42.0.1"}
+    assert own_address(recipe(nodes=2, shared_dir="/data"), env) == "10.42.0.1"
+    assert own_address(recipe(), env) == "127.0.0.1"
 
 
 def test_the_stage_waits_for_every_node_by_name() -> None:
