@@ -18,7 +18,7 @@ from plugins.slime.flags import lint
 from plugins.slime.launch import Launch
 from plugins.tinyslime.flags import known_flags, parse
 from tasks.base_model import BaseModel, check_base_model
-from tasks.command_line import command_line
+from tasks.command_line import about, command_line
 from tasks.lium_account import check_money, rents_locally
 from tasks.nodes import check_nodes
 from tasks.plan import check_budget, wish_of
@@ -70,18 +70,19 @@ def check_recipe(recipe: Recipe, stages: list[StageName]) -> Checked:
     sets: dict[StageName, dict[str, StageData]] = {}
     last: dict[StageName, int | None] = {}
     for name in stages:
-        found = check_data(recipe, name)
-        if found:
-            data[name] = found
-        sets[name] = check_evaluation(recipe, name)
-        launch = _check_command(recipe, name, found)
-        if launch is None:
-            total = recipe.stage(name).num_rollout
-            last[name] = None if total is None else total - 1
-            continue
-        last[name] = launch.expected_last
-        if recipe.trainer.kind == "slime":
-            advice += stage_fit(recipe, name, launch).advice
+        with about(recipe, name):
+            found = check_data(recipe, name)
+            if found:
+                data[name] = found
+            sets[name] = check_evaluation(recipe, name)
+            launch = _check_command(recipe, name, found)
+            if launch is None:
+                total = recipe.stage(name).num_rollout
+                last[name] = None if total is None else total - 1
+                continue
+            last[name] = launch.expected_last
+            if recipe.trainer.kind == "slime":
+                advice += stage_fit(recipe, name, launch).advice
     return Checked(data, sets, last, advice, base)
 
 
@@ -129,26 +130,23 @@ def _check_command(recipe: Recipe, name: StageName, data: StageData | None) -> L
     section, kind = recipe.stage(name), recipe.trainer.kind
     if kind == "command":
         if not section.command:
-            raise UserError(f"Recipe '{recipe.name}': {name}.command: missing; trainer.kind is 'command'.")
+            raise UserError("command: missing; trainer.kind is 'command'.")
         from plugins.slime.command import check_command
 
         check_command(section.command if isinstance(section.command, str) else " ".join(section.command))
         return None
     if section.command:
-        raise UserError(f"Recipe '{recipe.name}': {name}.command: only for trainer.kind 'command', not '{kind}'.")
+        raise UserError(f"command: only for trainer.kind 'command', not '{kind}'.")
     if kind == "tinyslime":
-        for where, args in ((f"{name}.extra_args", section.extra_args), ("model.args", recipe.model.args)):
+        for where, args in (("extra_args", section.extra_args), ("model.args", recipe.model.args)):
             try:
                 lint(args, known_flags())
             except UserError as error:
-                raise UserError(f"Recipe '{recipe.name}': {where}: {error}") from error
+                raise UserError(f"{where}: {error}") from error
     _check_reward(recipe, name)
-    try:
-        launch = command_line(recipe, name, data)
-        if kind == "tinyslime":
-            parse(launch.argv[launch.argv.index("-m") + 2 :])
-    except UserError as error:
-        raise UserError(f"Recipe '{recipe.name}': {name}: {error}") from error
+    launch = command_line(recipe, name, data)
+    if kind == "tinyslime":
+        parse(launch.argv[launch.argv.index("-m") + 2 :])
     return launch
 
 
@@ -160,6 +158,6 @@ def _check_reward(recipe: Recipe, name: StageName) -> None:
     own = rollout.reward or rollout.reward_function or rollout.generate or extra.get("rollout-function-path")
     if recipe.trainer.kind == "tinyslime" or not own:
         raise UserError(
-            f"Recipe '{recipe.name}': rl.environment: missing; give 'task:' or 'url:'"
+            "environment: missing; give 'task:' or 'url:'"
             + (", or a reward of slime's own in rl.rollout.reward." if recipe.trainer.kind == "slime" else ".")
         )

@@ -1,15 +1,18 @@
 """The command line that a stage's trainer will get, built where the run starts, with folders as they will be."""
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
-from blocks.recipe import Recipe, StageName
+from blocks.recipe import Recipe, RLSection, StageName
+from plugins.errors import UserError
 from plugins.slime import flag_table
 from plugins.slime.launch import Launch, build
 from plugins.slime.models import check_model_name
 from tasks.save_interval import DEFAULT_ROLLOUTS
 from tasks.stage_data import StageData
-from tasks.trainer_spec import Places, trainer_spec
+from tasks.trainer_spec import Places, keys_of, trainer_spec
 
 POD = Path("/root/trainstack")
 SLIME = Path(__file__).resolve().parents[1] / "slime"
@@ -46,8 +49,34 @@ def command_line(recipe: Recipe, name: StageName, data: StageData | None, *, sli
     )
     launch = build(spec if known else replace(spec, model=None))
     if spec.kind == "slime":
-        flag_table.check(launch.argv[2:])
+        found = flag_table.problems(launch.argv[2:], flag_table.known())
+        if found:
+            raise UserError("\n".join(_with_key(line, keys_of(recipe, name)) for line in found))
     return launch
+
+
+def _with_key(problem: str, keys: Mapping[str, str]) -> str:
+    """A problem of the flag table, which begins with the flag, with the recipe's key before it."""
+    key = keys.get(problem.partition(" ")[0].rstrip(":").removeprefix("--"))
+    return f"{key}: {problem}" if key else problem
+
+
+@contextmanager
+def about(recipe: Recipe, name: StageName) -> Iterator[None]:
+    """Put recipe and stage before each line of a UserError."""
+    try:
+        yield
+    except UserError as error:
+        lines = (f"Recipe '{recipe.name}': {_placed(line, name)}" for line in str(error).splitlines())
+        raise type(error)("\n".join(lines)) from error
+
+
+def _placed(line: str, name: StageName) -> str:
+    """A line that begins with a key of the stage gets the stage's name before it: `rl.rollout.batch_size: ...`."""
+    first = line.partition(":")[0].partition(".")[0]
+    if first in RLSection.model_fields:
+        return f"{name}.{line}"
+    return line if first in Recipe.model_fields else f"{name}: {line}"
 
 
 def weights_dir(recipe: Recipe) -> Path | None:

@@ -26,7 +26,7 @@ def check_data(recipe: Recipe, name: StageName) -> StageData | None:
     section, dataset = recipe.stage(name), recipe.stage(name).dataset
     if dataset is None:
         if recipe.trainer.kind != "command":
-            raise UserError(f"Recipe '{recipe.name}': {name}.data: missing; the trainer needs prompt data.")
+            raise UserError("data: missing; the trainer needs prompt data.")
         return None
     flags = section.all_flags()
     key = flags.get("input-key")

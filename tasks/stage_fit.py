@@ -35,7 +35,7 @@ def stage_fit(recipe: Recipe, name: StageName, launch: Launch) -> Fit:
     verdict = fits(wanted, gpu_gb)
     if verdict is False:
         raise UserError(
-            f"Recipe '{recipe.name}': {name}.parallelism: the model needs {wanted}, and {_smallest(recipe)} has "
+            f"parallelism: the model needs {wanted}, and {_smallest(recipe)} has "
             f"{gpu_gb:.0f} GB: raise tensor or pipeline, pod.gpu_count (the optimizer is spread over the GPUs), or "
             "take a larger pod.gpu"
         )
@@ -60,4 +60,4 @@ def _engine(recipe: Recipe, name: StageName, flags: Mapping[str, Value], wanted:
 
 
 def _smallest(recipe: Recipe) -> str:
-    return f"a {recipe.pod.gpus[0]}" if len(recipe.pod.gpus) == 1 else f"the smallest of {', '.join(recipe.pod.gpus)}"
+    return f"the {recipe.pod.gpus[0]}" if len(recipe.pod.gpus) == 1 else f"the smallest of {', '.join(recipe.pod.gpus)}"

@@ -8,9 +8,8 @@ from rich.console import Group, RenderableType
 from rich.text import Text
 
 from blocks.recipe import Recipe, StageName
-from plugins.errors import UserError
 from plugins.slime.launch import Launch
-from tasks.command_line import command_line
+from tasks.command_line import about, command_line
 from tasks.stage_data import DataUnseen, StageData, check_data
 from tasks.stage_fit import Fit, stage_fit
 
@@ -28,7 +27,11 @@ class StagePlan:
 
 def plan_stages(recipe: Recipe) -> list[StagePlan]:
     """Look at every stage. Raises UserError for what a run would refuse; data that cannot be fetched now is none."""
-    return [_plan(recipe, name) for name in recipe.stages()]
+    plans = []
+    for name in recipe.stages():
+        with about(recipe, name):
+            plans.append(_plan(recipe, name))
+    return plans
 
 
 def _plan(recipe: Recipe, name: StageName) -> StagePlan:
@@ -41,10 +44,7 @@ def _plan(recipe: Recipe, name: StageName) -> StagePlan:
         return StagePlan(name, data, unseen, None, None)
     if unseen and recipe.stage(name).num_epoch is not None:
         return StagePlan(name, data, unseen, None, None)
-    try:
-        launch = command_line(recipe, name, data)
-    except UserError as error:
-        raise UserError(f"Recipe '{recipe.name}': {name}: {error}") from error
+    launch = command_line(recipe, name, data)
     fit = stage_fit(recipe, name, launch) if recipe.trainer.kind == "slime" else None
     return StagePlan(name, data, unseen, launch, fit)
 
