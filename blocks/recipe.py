@@ -147,7 +147,7 @@ class TrainerSection(Section):
     kind: Literal["slime", "tinyslime", "command"] = Field(
         "slime", description="slime; tinyslime, its stand-in for machines with no GPU; or your own command."
     )
-    slime_dir: str = Field("/root/slime", description="Folder of slime on the pod (kind: slime).")
+    slime_dir: str = Field("/root/slime", description="Folder of slime on the pod; a command starts in it too.")
     megatron_dir: str = Field("/root/Megatron-LM", description="Folder of Megatron-LM on the pod (kind: slime).")
     python: str = Field("python3", description="Interpreter on the pod that has slime and Ray (kind: slime).")
 

@@ -18,6 +18,7 @@ from pathlib import Path
 from plugins.checkpoints.stores.several import SeveralStores
 from plugins.errors import ControlPlaneError, StoreError
 from plugins.rayjobs.jobs import RayJobs
+from plugins.slime.command import check_scripts
 from plugins.slime.dry_run import run_dry_parse
 from plugins.slime.launch import TrainerSpec, build
 from plugins.slime.nvlink import has_nvlink
@@ -65,6 +66,8 @@ def train_stage(stage: Stage, jobs: RayJobs | None = None) -> StageResult:
         stage.progress.rewarded = order.stage == "rl"
         if _is_complete(stage):
             return _result(stage, stores, "already complete")
+        if order.recipe.trainer.kind == "command":
+            check_scripts(launch.argv, launch.cwd)
         if order.recipe.trainer.kind == "slime":
             with stage.timed("flags"):
                 run_dry_parse(launch.argv[0], launch.argv[2:], {**launch.env, **order.recipe.env}, launch.cwd)

@@ -66,7 +66,7 @@ def trainer_spec(
         args=stage_flags(recipe, name),
         keys=keys_of(recipe, name),
         command=["bash", "-c", command] if isinstance(command, str) else command,
-        slime_dir=places.slime_dir or Path(recipe.trainer.slime_dir) if recipe.trainer.kind == "slime" else None,
+        slime_dir=_slime_dir(recipe, places),
         seed=recipe.seed,
         model=recipe.model.name,
         megatron_dir=Path(recipe.trainer.megatron_dir),
@@ -77,6 +77,12 @@ def trainer_spec(
         tracking=_tracking(recipe, name, run_id),
         network=network or {},
     )
+
+
+def _slime_dir(recipe: Recipe, places: Places) -> Path | None:
+    """slime's folder; a command of the user's own starts in it too, where there is one: its scripts are named there."""
+    folder = places.slime_dir or Path(recipe.trainer.slime_dir)
+    return folder if recipe.trainer.kind == "slime" or (recipe.trainer.kind == "command" and folder.is_dir()) else None
 
 
 def stage_flags(recipe: Recipe, name: StageName) -> dict[str, FlagValue]:
