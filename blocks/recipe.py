@@ -264,7 +264,10 @@ class WatchdogSection(Section):
         "third of it, and a phase that has been silent for long before gets longer. Empty (null): never.",
     )
     start_minutes: float = Field(
-        60, gt=0, description="The same before the first iteration, while weights load, engines boot and code compiles."
+        60,
+        gt=0,
+        description="The same before the first iteration, while weights load, engines boot and code compiles, and for "
+        "the first training step, save and evaluation.",
     )
 
 

@@ -123,8 +123,8 @@ _LOOKS = {
 class Watchdog:
     """Watches one attempt.
 
-    stall_s: the recipe's limit, None never says Stall; start_s: the limit before the first iteration. kind: a `command`
-    trainer may write what it likes, so that each new line of its log is a sign.
+    stall_s: the recipe's limit, None never says Stall; start_s: the limit for what is done for the first time. kind: a
+    `command` trainer may write what it likes, so that each new line of its log is a sign.
     """
 
     def __init__(
@@ -141,6 +141,7 @@ class Watchdog:
         self.phase: Phase = "start"
         self._began = self._sign_at = clock()
         self._quiet: dict[Phase, float] = {}
+        self._passed: set[Phase] = set()
         self._iteration: int | None = None
         self._iteration_at = 0.0
         self._paces: deque[float] = deque(maxlen=50)
@@ -235,8 +236,13 @@ class Watchdog:
         return None if limit is None or silent < limit else self._named(silent, limit)
 
     def _starts(self) -> bool:
-        """Whether no iteration was heard of yet; a `command` trainer, which need not tell any, starts for `start_s`."""
-        return self.phase == "start" and not (self._any_line and self._clock() - self._began > self._start_s)
+        """Whether this is the first time: no iteration was heard of yet, or no such phase has been gone through (the
+        first step compiles, the first save makes its plan). A `command` trainer, which tells nothing, starts for
+        `start_s`.
+        """
+        if self._any_line:
+            return self._clock() - self._began <= self._start_s
+        return self.phase == "start" or (self.phase in ("train", "save", "eval") and self.phase not in self._passed)
 
     def _sign(self) -> None:
         now = self._clock()
@@ -246,6 +252,7 @@ class Watchdog:
     def _enter(self, phase: Phase) -> None:
         if phase != self.phase:
             self._sign()
+            self._passed.add(self.phase)
             self.phase, self._looks = phase, None
 
     def _take_timer(self, name: str, what: str) -> None:

@@ -38,8 +38,8 @@ MACHINE: tuple[Cause, ...] = (
         r"|CUDA-capable device\(s\) is/are busy or unavailable|no CUDA-capable device is detected"
         r"|initialization error|system has unsupported display driver))",
         "CUDA does not start on the pod",
-        "Nothing in the recipe: the next attempt goes to another host; pod.min_cuda and pod.min_driver rule out "
-        "old drivers",
+        "Nothing in the recipe: the next attempt goes to another host; pod.min_cuda and pod.min_driver rule out old "
+        "drivers",
         "pod",
     ),
     Cause(
@@ -104,9 +104,8 @@ MEMORY: tuple[Cause, ...] = (
         "cuda-out-of-memory-loading",
         _CUDA_OOM,
         "The GPUs ran out of memory while the model was loaded",
-        "Spread the model over more GPUs (parallelism.tensor, .pipeline, .expert with pod.gpu_count), or rent "
-        "larger ones "
-        "(pod.gpu); with parallelism.colocate lower engine.mem_fraction",
+        "Spread the model over more GPUs (parallelism.tensor, .pipeline, .expert with pod.gpu_count), or rent larger "
+        "ones (pod.gpu); with parallelism.colocate lower engine.mem_fraction",
         within=_LOADING,
     ),
     Cause(
@@ -134,8 +133,8 @@ MEMORY: tuple[Cause, ...] = (
         "disk-full",
         rf"OSError: \[Errno 28\]|{ERROR}.{{0,300}}No space left on device|{ERROR}.{{0,200}}Disk quota exceeded",
         "The pod's disk is full",
-        "Set pod.min_disk_gb higher, checkpoint.keep lower; debug dumps (extra_args save-debug-*, dump-details) "
-        "grow without end",
+        "Set pod.min_disk_gb higher, checkpoint.keep lower; debug dumps (extra_args save-debug-*, dump-details) grow "
+        "without end",
     ),
 )
 """The recipe asks for more than there is."""

@@ -18,8 +18,7 @@ RECIPE: tuple[Cause, ...] = (
         r"|(?:current )?global ?batch size \([\d, ]+\) is not divisible by.{1,120})",
         "The batch sizes do not fit each other or the number of GPUs: {which}",
         "Change rollout.batch_size, .n_samples, .global_batch_size or .steps: batch_size * n_samples = "
-        "global_batch_size * "
-        "steps, and each step has to be shared out over GPUs / (tensor * pipeline * context)",
+        "global_batch_size * steps, and each step has to be shared out over GPUs / (tensor * pipeline * context)",
     ),
     Cause(
         "parallel-sizes",  # M:training/arguments.py:317,543,1026, core/parallel_state.py:743, core/utils.py:490
@@ -42,16 +41,15 @@ RECIPE: tuple[Cause, ...] = (
         "lr-schedule-changed",  # M:core/optimizer_param_scheduler.py:302-306
         r"AssertionError: OptimizerParamScheduler: class input value (?P<which>.{1,160}?) do not match",
         "The learning-rate schedule is not that of the checkpoint: {which}",
-        "Put optimisation.* , num_rollout and the batch sizes back to what the earlier attempts had, or set "
-        "extra_args "
-        "override-opt_param-scheduler: true to go on with the new schedule",
+        "Put optimisation.*, num_rollout and the batch sizes back to what the earlier attempts had, or set "
+        "extra_args override-opt_param-scheduler: true to go on with the new schedule",
     ),
     Cause(
         "parallel-sizes-changed",  # M:training/checkpointing.py:1555-1601
         r"RuntimeError: (?P<which>\(TP, PP\) mismatch after resume \(.{1,60}? from checkpoint\))",
         "The optimizer state cannot be loaded with these parallel sizes: {which}",
-        "Put parallelism.tensor and .pipeline back; to be free to change them set checkpoint.reshardable from "
-        "the first step",
+        "Put parallelism.tensor and .pipeline back; to be free to change them set checkpoint.reshardable from the "
+        "first step",
     ),
     Cause(
         "optimizer-not-saved",  # M:training/checkpointing.py:1785-1824
@@ -84,9 +82,8 @@ RECIPE: tuple[Cause, ...] = (
         r"ValueError: Invalid rollout server group GPU placement: |RuntimeError: GPU id \d+ is not valid under "
         r"CUDA_VISIBLE_DEVICES",
         "The engines do not fit on the GPUs they were given",
-        "Make parallelism.rollout_gpus a multiple of engine.gpus_per_engine, and extra_args num-gpus-per-node "
-        "what a node "
-        "has (pod.gpu_count)",
+        "Make parallelism.rollout_gpus a multiple of engine.gpus_per_engine, and extra_args num-gpus-per-node what a "
+        "node has (pod.gpu_count)",
     ),
     Cause(
         "no-trainable-token",  # slime ray/rollout.py: _convert_samples_to_train_data
@@ -189,7 +186,6 @@ RECIPE: tuple[Cause, ...] = (
         r"ModuleNotFoundError: No module named (?P<which>'[\w.]{1,120}')",
         "Python does not find the module {which}",
         "Use a pod.image that has it, or put its folder on env.PYTHONPATH; rollout.generate and "
-        "rollout.reward_function "
-        "name package.module.function",
+        "rollout.reward_function name package.module.function",
     ),
 )

@@ -73,9 +73,17 @@ def test_a_slow_run_gets_three_times_the_longest_silence_that_turned_out_well() 
 
 
 def test_a_save_is_not_judged_by_the_pace_of_training() -> None:
-    scene = Scene().steps(10, 0.1).say("timer.py:24 - Timer save_model start")
+    begun, ended = "timer.py:24 - Timer save_model start", "timer.py:32 - Timer save_model end (elapsed: 1.0s)"
+    scene = Scene().steps(10, 0.1).say(begun, ended, begun)
     assert scene.dog.phase == "save" and scene.wait(29).name is None
     assert scene.wait(2).name == "stall-slow-save"
+
+
+@pytest.mark.parametrize(("timer", "name"), [("save_model", "stall-slow-save"), ("train", "stall-collective-hang")])
+def test_the_first_step_and_the_first_save_may_take_as_long_as_a_start(timer: str, name: str) -> None:
+    scene = Scene().step(0).say(f"timer.py:24 - Timer {timer} start")
+    assert scene.wait(59).name is None
+    assert scene.wait(2).name == name
 
 
 def test_waiting_for_a_placement_group_is_no_life_however_often_it_is_said() -> None:
@@ -114,7 +122,8 @@ def test_requests_that_fail_again_and_again_are_no_life() -> None:
 
 
 def test_a_step_that_hangs_is_a_hang_of_the_ranks() -> None:
-    scene = Scene().step(0).say("timer.py:24 - Timer train start", "timer.py:24 - Timer actor_train start")
+    begun, ended = "timer.py:24 - Timer train start", "timer.py:32 - Timer train end (elapsed: 1.0s)"
+    scene = Scene().say(begun, ended).step(0).say(begun, ended, begun, "timer.py:24 - Timer actor_train start")
     assert scene.dog.phase == "train" and scene.wait(31).name == "stall-collective-hang"
 
 
