@@ -25,6 +25,7 @@ __all__ = ["Completed", "PodConnection", "known_hosts_file"]
 T = TypeVar("T")
 
 CLOSE_TIMEOUT_S = 3.0
+CANCEL_ROUNDS = 3
 
 
 def known_hosts_file(pod_id: str) -> Path:
@@ -165,8 +166,10 @@ class PodConnection:
 
 
 async def _cancel_all() -> None:
-    tasks = asyncio.all_tasks() - {asyncio.current_task()}
-    for task in tasks:
-        task.cancel()
-    if tasks:
+    for _ in range(CANCEL_ROUNDS):  # the end of a connection may begin new ones
+        tasks = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in tasks:
+            task.cancel()
+        if not tasks:
+            return
         await asyncio.wait(tasks, timeout=1.0)
