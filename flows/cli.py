@@ -186,6 +186,30 @@ def plan(
 
 
 @app.command()
+def export(
+    iteration: Annotated[Path, typer.Argument(help="<save dir>/iter_0000019 of a checkpoint without an export.")],
+    output: Annotated[Path, typer.Argument(help="Hugging Face folder to make.")],
+    origin: Annotated[Path, typer.Option(help="Hugging Face folder that training began with.")],
+    slime_dir: Annotated[Path, typer.Option(help="Folder of slime.")] = Path("/root/slime"),
+    megatron_dir: Annotated[Path, typer.Option(help="Folder of Megatron-LM.")] = Path("/root/Megatron-LM"),
+    python: Annotated[str, typer.Option(help="Interpreter that has slime.")] = "python3",
+) -> None:
+    """Make a Hugging Face folder of a Megatron checkpoint with slime's own tool, and check it. Run it on the pod."""
+    from plugins.slime.export import export_by_tool
+
+    export_by_tool(
+        iteration.absolute(),
+        output.absolute(),
+        origin.absolute(),
+        slime_dir=slime_dir,
+        megatron_dir=megatron_dir,
+        log_file=output.with_name(f"{output.name}.log"),
+        python=python,
+    )
+    err.print(f"{output}: every shard and tensor is there")
+
+
+@app.command()
 def ps() -> None:
     """List pods: host, GPU use, price, cost so far, time to the dead-man end."""
     from tasks.lium_account import accounts_in_reach

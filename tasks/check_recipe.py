@@ -82,7 +82,7 @@ def check_recipe(recipe: Recipe, stages: list[StageName]) -> Checked:
                 continue
             last[name] = launch.expected_last
             if recipe.trainer.kind == "slime":
-                advice += stage_fit(recipe, name, launch).advice
+                advice += stage_fit(recipe, name, launch, base.parameters if base else None).advice
     return Checked(data, sets, last, advice, base)
 
 

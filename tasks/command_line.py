@@ -67,11 +67,11 @@ def about(recipe: Recipe, name: StageName) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        lines = (f"Recipe '{recipe.name}': {_placed(line, name)}" for line in str(error).splitlines())
+        lines = (f"Recipe '{recipe.name}': {placed(line, name)}" for line in str(error).splitlines())
         raise type(error)("\n".join(lines)) from error
 
 
-def _placed(line: str, name: StageName) -> str:
+def placed(line: str, name: StageName) -> str:
     """A line that begins with a key of the stage gets the stage's name before it: `rl.rollout.batch_size: ...`."""
     first = line.partition(":")[0].partition(".")[0]
     if first in RLSection.model_fields:

@@ -23,6 +23,7 @@ from prefect.states import Cancelled, Completed, Failed
 
 from blocks.recipe import Recipe, StageName, check_run_id, load_recipe, resolve
 from plugins.checkpoints.manifest import Manifest
+from plugins.datasets.hub import source_of
 from plugins.errors import TrainstackError
 from tasks import artifacts
 from tasks.api_door import ApiDoor
@@ -144,8 +145,10 @@ def _record(run: Run, result: StageResult, checked: Checked) -> None:
 
 def sources_of(manifest: Manifest, data: Path | None, base_model: str | None) -> list[str]:
     """URIs of what a checkpoint was made from: the one before, the data, the weights the stage began with."""
-    weights = manifest.lineage.get("init") or (f"file:{base_model}" if base_model else None)
-    return [source for source in (manifest.parent, f"file:{data}" if data else None, weights) if source]
+    lineage = manifest.lineage
+    base = f"hub://{lineage['base_model']}" if "base_model" in lineage else f"file:{base_model}" if base_model else None
+    rows = None if data is None else source_of(data) or f"file:{data}"
+    return [source for source in (manifest.parent, rows, lineage.get("init") or base) if source]
 
 
 def _lineage(recipe: Recipe, checked: Checked) -> dict[str, str]:

@@ -11,6 +11,7 @@ from plugins.slime.flags import Value, parse_argv
 from plugins.slime.launch import Launch
 from plugins.slime.memory import Need, fits, need, parameters
 from tasks.checkpoint_size import parameters_of
+from tasks.command_line import placed
 from tasks.trainer_spec import keys_of, machine_of
 
 
@@ -23,13 +24,16 @@ class Fit:
     advice: list[str]
 
 
-def stage_fit(recipe: Recipe, name: StageName, launch: Launch) -> Fit:
-    """Look at a slime stage's command line. Raises UserError when weights and optimizer alone exceed a GPU's memory."""
+def stage_fit(recipe: Recipe, name: StageName, launch: Launch, counted: float | None = None) -> Fit:
+    """Look at a slime stage's command line. counted: parameters of the model, where the Hub told.
+
+    Raises UserError when weights, gradients and optimizer alone exceed a GPU's memory.
+    """
     flags = parse_argv(launch.argv)
     machine, gpu_gb = machine_of(recipe), least_memory_gb(recipe.pod.gpus)
-    count = parameters(parse_argv(launch.architecture)) or parameters_of(recipe)
+    count = counted or parameters(parse_argv(launch.architecture)) or parameters_of(recipe)
     wanted = need(count, flags, machine) if count else None
-    said = advice(flags, name, machine, keys_of(recipe, name))
+    said = [placed(line, name) for line in advice(flags, name, machine, keys_of(recipe, name))]
     if wanted is None or gpu_gb is None:
         return Fit(wanted, gpu_gb, said)
     verdict = fits(wanted, gpu_gb)

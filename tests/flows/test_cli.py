@@ -249,3 +249,46 @@ def test_an_emulator_on_a_taken_port_says_so_and_ends(own_folder: Path, taken_po
 def test_an_emulator_that_would_listen_for_the_world_is_refused(cli: Cli) -> None:
     said = cli("emulator", "--host", "0.0.0.0", "--port", "0")
     assert said.code == 2 and "listens on loopback only" in said.err
+
+
+def test_a_plan_of_stages_shows_whether_they_fit_and_their_command_lines(cli: Cli, own_folder: Path) -> None:
+    from rich.console import Console
+
+    from blocks.recipe import load_recipe
+    from tasks.stage_plan import plan_stages, stages_view
+
+    (own_folder / "prompts.jsonl").write_text('{"prompt": "1+1", "label": "2"}\n' * 64)
+    text = (
+        "name: small\nlium: {base_url: emulator}\npod: {gpu: H100}\n"
+        "model: {hf_checkpoint: /models/q, name: qwen3-4B, args: {num-layers: 36, hidden-size: 2560, "
+        "vocab-size: 151936, ffn-hidden-size: 9728}}\n"
+        "rl: {data: prompts.jsonl, num_rollout: 3, environment: {task: arithmetic}, "
+        "parallelism: {max_tokens_per_gpu: 4096}}\n"
+    )
+    console = Console(width=200, record=True)
+    console.print(stages_view(plan_stages(load_recipe(recipe(own_folder, text))), commands=True))
+    said = console.export_text()
+    assert "rl: 3 rollouts, 64 rows of data" in said
+    assert "GB on each GPU that trains" in said and "of 80 GB" in said
+    assert "advice: rl.parallelism.max_tokens_per_gpu: an answer of 8192 tokens" in said
+    assert "python3 train.py" in said and "--num-rollout 3" in said
+
+
+def test_data_of_the_hub_that_cannot_be_reached_does_not_keep_a_plan_from_being_shown(
+    own_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from blocks.recipe import load_recipe
+    from plugins.errors import ControlPlaneError
+    from tasks.stage_plan import plan_stages
+
+    def silent(*_: object) -> Path:
+        raise ControlPlaneError("the Hub does not answer")
+
+    monkeypatch.setattr("plugins.datasets.hub.fetch_dataset", silent)
+    text = (
+        "name: small\nlium: {base_url: emulator}\nmodel: {hf_checkpoint: /models/q}\n"
+        "sft: {data: hf://datasets/a/b/c.parquet, num_rollout: 3}\n"
+    )
+    (plan,) = plan_stages(load_recipe(recipe(own_folder, text)))
+    assert plan.data is None and "does not answer" in str(plan.unseen)
+    assert plan.launch is not None and plan.launch.expected_last == 2

@@ -105,6 +105,8 @@ def test_an_asset_is_made_from_the_checkpoint_before_the_data_and_the_weights_it
     later = Manifest(**names, files=(entry,), parent="s3://b/r/rl/iter_1", lineage={"init": "s3://b/r/sft/iter_9"})
     assert sources_of(later, Path("/d.jsonl"), "/hf") == ["s3://b/r/rl/iter_1", "file:/d.jsonl", "s3://b/r/sft/iter_9"]
     assert sources_of(later.model_copy(update={"parent": None, "lineage": {}}), None, "/hf") == ["file:/hf"]
+    based = later.model_copy(update={"parent": None, "lineage": {"base_model": "Qwen/Qwen3-4B@abc"}})
+    assert sources_of(based, None, "Qwen/Qwen3-4B") == ["hub://Qwen/Qwen3-4B@abc"]
 
 
 def test_the_summary_names_what_was_pushed_and_what_was_not() -> None:

@@ -230,3 +230,17 @@ def test_what_save_hf_copies_is_enough_to_start_from(hf: Path, tmp_path: Path) -
     copy(str(hf), copied)
     assert has_tokenizer(copied) and (copied / "config.json").exists()
     assert not list(copied.glob("*.safetensors")) and not (copied / "model.safetensors.index.json").exists()
+
+
+def test_the_verb_makes_an_export_of_a_checkpoint_that_has_none(
+    tmp_path: Path, hf: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from flows.cli import main
+
+    write_tools(tmp_path / "slime")
+    write_torch_dist(tmp_path / "iter_0000007")
+    words = ["export", tmp_path / "iter_0000007", tmp_path / "out", "--origin", hf, "--slime-dir", tmp_path / "slime"]
+    with pytest.raises(SystemExit) as ended:
+        main([*map(str, words), "--python", sys.executable])
+    assert ended.value.code in (None, 0), capsys.readouterr().err
+    check_export(tmp_path / "out", tokenizer=True)
