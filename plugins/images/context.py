@@ -13,7 +13,7 @@ import json
 import subprocess
 import tarfile
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from plugins.errors import UserError
@@ -30,7 +30,7 @@ TAG_LENGTH = 16
 class Context:
     """A build context. `digest` stands for the files and the build arguments; `untracked` were left out."""
 
-    archive: bytes
+    archive: bytes = field(repr=False)
     arguments: dict[str, str]
     digest: str
     untracked: tuple[str, ...] = ()
@@ -42,7 +42,7 @@ class Context:
 
 
 def context(root: Path = ROOT, arguments: Mapping[str, str] | None = None) -> Context:
-    """Gather the context from a git checkout, or from an installed package where there is none.
+    """Gather the context from a git checkout, or from unpacked sources, which no git tracks.
 
     arguments: of the build (`ARG`), part of the digest. UserError: git does not answer, a file is missing that the
     build cannot do without, or one of them is a link.
@@ -50,7 +50,7 @@ def context(root: Path = ROOT, arguments: Mapping[str, str] | None = None) -> Co
     if (root / ".git").exists():
         files, untracked = _git(root, "--cached"), _git(root, "--others", "--exclude-standard")
     else:
-        files, untracked = list(_installed(root)), []
+        files, untracked = list(_unpacked(root)), []
     archive = _archive(root, files)
     given = dict(sorted((arguments or {}).items()))
     digest = hashlib.sha256(json.dumps(given).encode() + b"\0" + archive).hexdigest()
@@ -76,7 +76,7 @@ def _git(root: Path, *which: str) -> list[str]:
     return sorted(filter(None, done.stdout.decode().split("\0")))
 
 
-def _installed(root: Path) -> Iterator[str]:
+def _unpacked(root: Path) -> Iterator[str]:
     for part in PARTS:
         top = root / part
         for file in [top] if top.is_file() else sorted(top.rglob("*")):

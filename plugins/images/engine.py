@@ -23,6 +23,7 @@ QUIET_S = 1800.0
 """How long an engine may say nothing while it builds or pushes; installing packages prints nothing for minutes."""
 EVERY_S = 10.0
 LABEL = "trainstack.context"
+POD_ARCH = "amd64"
 _KEPT_LINES = 25
 
 Log = Callable[[str], None]
@@ -58,7 +59,7 @@ class Engine:
             return None  # Docker Hub says "denied" of a repository that does not exist yet
 
     def build(self, context: Context, name: str) -> str:
-        """Build the context's Dockerfile as `repository:tag`; the id of the image.
+        """Build the context's Dockerfile as `repository:tag`, for x86-64 also on another machine; the id of the image.
 
         UserError: a step failed (the end of its output is in the message), the base cannot be had, no room.
         ControlPlaneError: the network or the engine failed.
@@ -71,6 +72,7 @@ class Engine:
                 tag=name,
                 buildargs=dict(context.arguments),
                 labels={LABEL: context.digest},
+                platform=None if self._api.version().get("Arch") == POD_ARCH else f"linux/{POD_ARCH}",
                 rm=True,
                 forcerm=True,
                 timeout=QUIET_S,

@@ -63,8 +63,10 @@ def _sentence(what: str, said: str, advice: str, tail: str) -> str:
 @contextmanager
 def boundary(what: str, image: str) -> Iterator[None]:
     """Turn what docker-py raises into errors of ours."""
+    import http.client
+
     import docker.errors
-    import requests.exceptions
+    import urllib3.exceptions
 
     try:
         yield
@@ -72,7 +74,7 @@ def boundary(what: str, image: str) -> Iterator[None]:
         raise as_error(what, str(error.explanation or error), image) from error
     except docker.errors.DockerException as error:
         raise _of_client(what, str(error), image) from error
-    except requests.exceptions.RequestException as error:
+    except (OSError, urllib3.exceptions.HTTPError, http.client.HTTPException) as error:  # requests' own are OSErrors
         raise ControlPlaneError(
             f"{what}: the Docker engine stopped answering ({type(error).__name__}: {error}). Try again"
         ) from error

@@ -85,7 +85,7 @@ def test_git_that_fails_is_quoted(tmp_path: Path) -> None:
         context(root)
 
 
-def test_an_installed_package_gives_what_the_checkout_gives(tmp_path: Path) -> None:
+def test_unpacked_sources_give_what_the_checkout_gives(tmp_path: Path) -> None:
     root = checkout(tmp_path)
     with_git = context(root)
     (root / ".git").rename(tmp_path / "no-git")
