@@ -87,6 +87,11 @@ class PodSection(Section):
     min_ports: int | None = Field(None, ge=1, description="Ports the host must have to map.")
     volume: str | None = Field(None, description="Lium volume mounted at /mnt: a name, 'new:name=x' or 'id:<huid>'.")
     image: str | None = Field(None, description="Training image the pod starts with: 'name:tag' or 'name@sha256:...'.")
+    home: str | None = Field(
+        None,
+        pattern="^/",
+        description="Folder of trainstack on the pod, where its image does not say.",
+    )
     template_id: str | None = Field(None, description="Lium template to rent with, instead of an image.")
     ray_cpus: int = Field(2, ge=1, description="CPUs that Ray offers on the pod; slime needs at least GPUs + 2.")
     dead_man_minutes: int = Field(

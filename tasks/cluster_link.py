@@ -167,7 +167,8 @@ class ClusterLink(SshLink):
                 return
             stop_supervisor(connection)  # it belongs to a head that was started anew since
         connection.run(["sh", "-c", f'mkdir -p trainstack && printf %s "$1" > {JOINED}', "sh", address], timeout_s=30)
-        start_supervisor(connection, member_document(self._run, self.row, node, address, token))
+        document = member_document(self._run, self.row, node, address, token)
+        start_supervisor(connection, document, home=self._run.recipe.pod.home)
         self._run.log(f"{clusters.called(self.row, node)}: Ray joins {address}")
 
 

@@ -16,6 +16,7 @@ from plugins.lium.pods import PodRow
 from plugins.rayjobs.jobs import RayJobs
 from plugins.rayjobs.settings import LOOPBACK
 from plugins.slime.nodes import interface_of, multi_node_env
+from tasks.lium_account import rents_locally
 
 if TYPE_CHECKING:
     from tasks.stage_attempt import Stage
@@ -48,6 +49,12 @@ def check_nodes(recipe: Recipe) -> None:
         raise UserError(
             f"{where}.image: Lium rents clusters with its own image {IMAGE} only, not {pod.image!r}. Leave image out "
             "(the newest is taken), or name a version of that one."
+        )
+    if not pod.home and not rents_locally(recipe):
+        raise UserError(
+            f"{where}.home: missing; the image {IMAGE} has neither trainstack nor slime. Put both on the file system "
+            "that the nodes share, name trainstack's folder here, and slime's in trainer.slime_dir, megatron_dir and "
+            "python."
         )
     if pod.keep_warm_minutes:
         raise UserError(f"{where}.keep_warm_minutes: a cluster is not held warm; set it to 0.")

@@ -71,7 +71,7 @@ class SshLink:
         """
         status = supervisor_status(self.connection, timeout_s=PROBE_S)
         if status is None or not status["alive"]:
-            start_supervisor(self.connection, self._boot_document())
+            start_supervisor(self.connection, self._boot_document(), home=self._run.recipe.pod.home)
 
     def stop_services(self) -> None:
         """End everything of ours on the pod, with the secrets in it."""

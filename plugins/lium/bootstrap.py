@@ -28,6 +28,7 @@ if [ -z "${TRAINSTACK_HOME:-}" ]; then
   TRAINSTACK_BARE_SESSION=1
   export TRAINSTACK_BARE_SESSION
 fi
+[ -z "${1:-}" ] || TRAINSTACK_HOME=$1
 export TRAINSTACK_HOME PATH
 """
 
@@ -63,30 +64,38 @@ cat "/proc/$pid/stat" 2>/dev/null || true
 """
 
 
-def start_supervisor(connection: PodConnection, boot: dict[str, Any], *, timeout_s: float = 60.0) -> None:
+def start_supervisor(
+    connection: PodConnection, boot: dict[str, Any], *, home: str | None = None, timeout_s: float = 60.0
+) -> None:
     """Start the supervisor with this boot document (see `boot_document.py`); one that runs already stays as it is.
+
+    home: folder of trainstack on the pod; None: where its image says.
 
     UserError: the pod's image has no trainstack (another pod would not have it either). PodLost: the services do not
     start. ControlPlaneError: SSH does not answer; asking again is safe.
     """
-    done = connection.run(["sh", "-c", _START], stdin=json.dumps(boot).encode(), timeout_s=timeout_s)
+    done = connection.run(["sh", "-c", _START, "sh", home or ""], stdin=json.dumps(boot).encode(), timeout_s=timeout_s)
     said = done.stderr.decode(errors="replace").strip() or f"exit status {done.rc}"
     if done.rc == MISSING:
-        raise UserError(f"pod {connection.row.name}: {said}: use an image that has it, or set TRAINSTACK_HOME in it")
+        raise UserError(f"pod {connection.row.name}: {said}: use an image that has it, or name its folder in pod.home")
     if done.rc != 0:
         raise PodLost(f"pod {connection.row.name} cannot run its services: {said}")
 
 
-def run_module(connection: PodConnection, module: str, stdin: bytes, timeout_s: float) -> Completed:
+def run_module(
+    connection: PodConnection, module: str, stdin: bytes, timeout_s: float, home: str | None = None
+) -> Completed:
     """Run `python -m MODULE` of the pod's trainstack to its end; secrets for it travel on standard input.
+
+    home: see `start_supervisor`.
 
     UserError: the pod's image has no trainstack. ControlPlaneError: SSH does not answer; it may have run.
     """
     script = f'{_IN_HOME}exec "$python" -m {module}\n'
-    done = connection.run(["sh", "-c", script], stdin=stdin, timeout_s=timeout_s)
+    done = connection.run(["sh", "-c", script, "sh", home or ""], stdin=stdin, timeout_s=timeout_s)
     if done.rc == MISSING:
         said = done.stderr.decode(errors="replace").strip()
-        raise UserError(f"pod {connection.row.name}: {said}: use an image that has it, or set TRAINSTACK_HOME in it")
+        raise UserError(f"pod {connection.row.name}: {said}: use an image that has it, or name its folder in pod.home")
     return done
 
 

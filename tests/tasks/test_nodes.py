@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from blocks.recipe import Recipe
+from blocks.recipe import LiumSection, Recipe
 from plugins.errors import UserError
 from plugins.lium.pods import PodRow
 from tasks.nodes import check_nodes, node_env, own_address, stage_root, trainer_env, wait_for_nodes
@@ -14,7 +14,13 @@ from tasks.pod_link import boot_document, ray_argv
 
 def recipe(kind: str = "tinyslime", **pod: object) -> Recipe:
     section = {"gpu": "H200", "gpu_count": 8, **pod}
-    values = {"name": "small", "pod": section, "trainer": {"kind": kind}, "sft": {"data": "/d", "num_rollout": 1}}
+    values = {
+        "name": "small",
+        "lium": {"base_url": "emulator"},
+        "pod": section,
+        "trainer": {"kind": kind},
+        "sft": {"data": "/d", "num_rollout": 1},
+    }
     return Recipe.model_validate(values)
 
 
@@ -36,6 +42,14 @@ def test_what_several_nodes_cannot_do_is_refused_before_renting(pod: dict[str, o
     with pytest.raises(UserError, match=f"(?s){words}"):
         check_nodes(recipe(nodes=2, **pod))
     check_nodes(recipe(**pod))
+
+
+def test_a_cluster_that_is_really_rented_needs_what_its_image_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LIUM_BASE_URL", raising=False)
+    real = {"lium": LiumSection()}
+    with pytest.raises(UserError, match=r"pod\.home: missing; the image daturaai/lium-cluster has neither"):
+        check_nodes(recipe(nodes=2, shared_dir="/data").model_copy(update=real))
+    check_nodes(recipe(nodes=2, shared_dir="/data", home="/data/trainstack").model_copy(update=real))
 
 
 def test_the_files_of_a_stage_on_several_nodes_lie_where_all_see_them() -> None:

@@ -4,14 +4,24 @@ import http.server
 import json
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
-from plugins.errors import ControlPlaneError, PodLost
-from plugins.lium.bootstrap import _START, MISSING, pod_env, start_supervisor, stop_supervisor, supervisor_status
+from plugins.errors import ControlPlaneError, PodLost, UserError
+from plugins.lium.bootstrap import (
+    _START,
+    MISSING,
+    pod_env,
+    run_module,
+    start_supervisor,
+    stop_supervisor,
+    supervisor_status,
+)
 from plugins.lium.poller import PodPoller, wait_ready
 from plugins.lium.tunnel import PodConnection, known_hosts_file
 
+ROOT = Path(__file__).parents[3]
 SECRET = "s3cret-Value-that-must-not-be-written"
 
 
@@ -141,3 +151,16 @@ def test_a_pod_that_is_given_back_is_seen_as_dead(pod: PodConnection, world, unt
     until(lambda: not pod.alive(), "the connection is down")
     with pytest.raises(ControlPlaneError, match=f"no SSH connection to pod {pod.row.name}"):
         pod.run(["true"], timeout_s=0.3)
+
+
+def test_trainstack_is_found_where_the_recipe_says(pod, until):
+    """A cluster's image has none of ours: what runs lies on a file system of the user's."""
+    start_supervisor(
+        pod,
+        boot({"name": "worker", "argv": ["sh", "-c", 'echo "$TRAINSTACK_HOME"; exec sleep 600']}),
+        home=f"{ROOT}/tests/..",
+    )
+    until(lambda: pod.read("~/trainstack/worker.log").strip().endswith(b"/tests/.."), "services run in that folder")
+    assert stop_supervisor(pod, 30) is True
+    with pytest.raises(UserError, match=r"no trainstack in /no/such.*pod\.home"):
+        run_module(pod, "plugins", b"", 30, home="/no/such")
