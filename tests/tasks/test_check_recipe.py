@@ -81,7 +81,10 @@ def test_only_the_stages_that_will_run_are_checked(check: Check) -> None:
             {"sft": {"extra_args": {"rollout-batch-size": 4, "global-batch-size": 3}}},
             r"'small': sft: batch sizes do not add up",
         ),
-        ({"sft": {"extra_args": {"n-samples-per-prompt": 2}}}, r"'small': sft\.extra_args\.n-samples-per-prompt: must be 1 for SFT"),
+        (
+            {"sft": {"extra_args": {"n-samples-per-prompt": 2}}},
+            r"'small': sft\.extra_args\.n-samples-per-prompt: must be 1 for SFT",
+        ),
         ({"sft": {"num_rollout": None}}, r"'small': sft: .*exactly one of `num_rollout` and `num_epoch`"),
         ({"sft": {"num_rollout": None, "num_epoch": 1, "extra_args": {}}}, r"'small': sft: .*8 rows in batches of 128"),
         ({"sft": {"data": None}}, r"'small': sft\.data: missing"),

@@ -120,7 +120,12 @@ class Bench:
 
     def stage(self, attempt: int = 1, *, name: Any = "sft", root: Path | None = None, **changes: Any) -> Stage:
         init = changes.pop("init", None)
-        section = {"data": str(self.data), "num_rollout": 8, "save_interval": 4, "extra_args": {"rollout-batch-size": 4}}
+        section = {
+            "data": str(self.data),
+            "num_rollout": 8,
+            "save_interval": 4,
+            "extra_args": {"rollout-batch-size": 4},
+        }
         raw: dict[str, Any] = {
             "name": "small",
             "trainer": {"kind": "tinyslime"},
