@@ -21,7 +21,7 @@ from typing import Literal
 
 from plugins.errors import StoreError
 from plugins.slime import layout
-from plugins.slime.cursor import put_back, read_cursor, write_moved
+from plugins.slime.cursor import NotPlain, put_back, read_cursor, write_moved
 from plugins.slime.whole import read_json, unreadable
 
 Outcome = Literal["cold", "weights", "resume", "release", "error"]
@@ -132,6 +132,9 @@ def prepare(
         layout.iteration_dir(view_dir, iteration).symlink_to(
             os.path.relpath(source, view_dir), target_is_directory=True
         )
+    except NotPlain:
+        remove(view_dir)
+        raise
     except OSError as error:
         raise StoreError(f"{view_dir}: cannot be made ({error.strerror}): check space and rights there") from error
     layout.write_tracker(view_dir, iteration)

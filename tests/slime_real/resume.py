@@ -7,8 +7,11 @@
 cwd: slime's folder; environment: see __init__.py. The last line of standard output is JSON.
 """
 
+import contextlib
 import copy
+import importlib.machinery
 import json
+import multiprocessing
 import os
 import sys
 import tempfile
@@ -30,10 +33,8 @@ def loads(questions, argv):
 
     validate, arguments.slime_validate_args = arguments.slime_validate_args, keep
     sys.argv = ["train.py", *argv]
-    try:
+    with contextlib.suppress(Stop):
         arguments.parse_args()
-    except Stop:
-        pass
     return [_load(validate, slime_checkpoint, copy.deepcopy(given[0]), **question) for question in questions]
 
 
@@ -61,18 +62,21 @@ def _load(validate, slime_checkpoint, args, load, ckpt_step):
             answer["release"] = release
         answer["start"] = args.start_rollout_id if args.start_rollout_id is not None else iteration + 1
         return answer
-    except (Exception, SystemExit) as error:
+    except BaseException as error:  # SystemExit, and torch's CheckpointException is no Exception
         code = error.code if isinstance(error, SystemExit) else 1
         return {"error": f"{type(error).__name__}: {str(error).splitlines()[:1]}", "exit_code": code or 0}
 
 
 def schedules(questions):
     """Each question: {"saved": args, "now": args}; whether Megatron goes on, and the rate it then trains with."""
+    import torch
     from slime.backends.megatron_utils.model import get_optimizer_param_scheduler
 
     def made(args):
-        group = {"max_lr": args["lr"], "min_lr": args["min_lr"], "params": []}
-        optimizer = types.SimpleNamespace(param_groups=[group])  # what Megatron's own groups hold, optimizer/__init__.py
+        group = {"max_lr": args["lr"], "min_lr": args["min_lr"], "params": [torch.nn.Parameter(torch.ones(1))]}
+        optimizer = torch.optim.Adam(
+            [group]
+        )  # with what Megatron puts into its groups (core/optimizer/__init__.py:205-220)
         return get_optimizer_param_scheduler(Namespace(**args), optimizer), optimizer
 
     answers = []
@@ -81,9 +85,11 @@ def schedules(questions):
         before.step(question["steps"])
         try:
             after, ours = made(question["now"])
-            ours.param_groups = copy.deepcopy(their.param_groups)  # loading the optimizer brings them (distrib_optimizer.py:760-770)
+            ours.load_state_dict(their.state_dict())  # first, as Megatron does (checkpointing.py:1785-1818)
             after.load_state_dict(before.state_dict())
-            answers.append({"numbers": after.state_dict(), "lr": ours.param_groups[0]["lr"], "saved": before.state_dict()})
+            answers.append(
+                {"numbers": after.state_dict(), "lr": ours.param_groups[0]["lr"], "saved": before.state_dict()}
+            )
         except AssertionError as error:
             answers.append({"refused": str(error), "saved": before.state_dict()})
     return answers
@@ -96,7 +102,7 @@ def writes(save_dir, iteration):
     from megatron.core.dist_checkpointing import ShardedObject, ShardedTensor
     from megatron.training.checkpointing import get_checkpoint_name, get_checkpoint_tracker_filename
 
-    torch.cuda.synchronize = lambda *_: None
+    torch.cuda.synchronize, torch.cuda.current_device = lambda *_: None, lambda: "cpu"
     store = torch.distributed.FileStore(tempfile.mktemp(), 1)
     torch.distributed.init_process_group("gloo", rank=0, world_size=1, store=store)
     folder = Path(get_checkpoint_name(save_dir, iteration, return_base_dir=True))
@@ -133,7 +139,10 @@ def main(question, *rest):
     os.dup2(2, 1)
     import sglang.srt.server_args  # noqa: F401 - what a GPU machine has, before Megatron is imported
 
-    sys.modules.setdefault("psutil", types.ModuleType("psutil"))
+    memory = types.SimpleNamespace(memory_info=lambda: types.SimpleNamespace(rss=0))
+    psutil = types.ModuleType("psutil")
+    psutil.__spec__, psutil.Process = importlib.machinery.ModuleSpec("psutil", None), lambda *_: memory
+    sys.modules["psutil"] = psutil  # for the figures in Megatron's and slime's logs
     if question == "writes":
         said = writes(rest[0], int(rest[1]))
     else:
@@ -141,6 +150,8 @@ def main(question, *rest):
         said = loads(questions, rest[1:]) if question == "loads" else schedules(questions)
     sys.stdout.flush()
     os.write(answer, (json.dumps({"said": said}) + "\n").encode())
+    for child in multiprocessing.active_children():
+        child.kill()  # Megatron's queue of results, which would hold our standard output open
     os._exit(0)
 
 

@@ -1,23 +1,26 @@
-"""Cursor, hook and proof against slime's own data source, in the order of its two train scripts.
+"""Cursor, its correction, hook and proof against slime's own data source, in the order of its two train scripts.
 
-Needs a checkout: SLIME=/path/to/slime pytest -m slime
+Needs a checkout of slime alone: SLIME=/path/to/slime pytest -m slime
 """
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from datetime import datetime
 from pathlib import Path
 
 import pytest
+import torch
 
 from plugins.slime import layout
 from plugins.slime.cursor import prompts_never_trained, read_cursor
+from plugins.slime.load_view import prepare
 from plugins.slime.progress import format_loaded, format_skipped
 from plugins.slime.resume import ResumeProof
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 SLIME = os.environ.get("SLIME", "")
 PATCH = Path(SLIME) / "docker/patch/latest/megatron.patch"
 
@@ -40,7 +43,7 @@ from plugins.slime.hooks import custom_rollout_log
 from plugins.tinyslime import data
 
 source.load_tokenizer = source.load_processor = lambda *a, **k: None
-folder, start, stop, order = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+folder, start, stop, order, load = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4], sys.argv[5]
 logging.basicConfig(stream=sys.stdout, level=logging.INFO, datefmt="%Y-%m-%d %H:%M:%S",
                     format="[%(asctime)s] %(filename)s:%(lineno)d - %(message)s", force=True)
 args = Namespace(
@@ -51,14 +54,14 @@ args = Namespace(
     dynamic_sampling_filter_path=None, load_debug_rollout_data=None, reward_key=None, loss_type="policy_loss",
     rollout_function_path="slime.rollout.sglang_rollout.generate_rollout",
     data_source_path="slime.rollout.data_source.RolloutDataSourceWithBuffer",
-    save=folder, load=folder if start else None,
+    save=folder, load=load if start else None,
 )
 rows = source.RolloutDataSourceWithBuffer(args)
 ours = data.DataSource([data.Sample(prompt=s.prompt) for s in rows.dataset.origin_samples], group_size=2, shuffle=True,
                        seed=42)
 if start:
     rows.load(start - 1)
-    ours.load_state_dict(source.torch.load(f"{{folder}}/rollout/global_dataset_state_dict_{{start - 1}}.pt"))
+    ours.load_state_dict(source.torch.load(f"{{load}}/rollout/global_dataset_state_dict_{{start - 1}}.pt"))
 
 def generate(rollout_id):
     groups, same = rows.get_samples(4), ours.groups(4)
@@ -86,11 +89,14 @@ else:
 """
 
 
-def attempt(folder: Path, start: int, stop: int, order: str) -> tuple[list[str], list[str], dict[int, list[str]]]:
-    """Log lines, hook lines, and the prompts that were trained by rollout."""
+def attempt(
+    folder: Path, start: int, stop: int, order: str, load: Path | None = None
+) -> tuple[list[str], list[str], dict[int, list[str]]]:
+    """Log lines, hook lines, and the prompts that were trained by rollout. load: other than the save dir."""
     hook = folder / f"hook-{start}.jsonl"
     env = os.environ | {"PYTHONPATH": str(ROOT), "TRAINSTACK_PROGRESS_FILE": str(hook)}
     argv = [sys.executable, "-c", ATTEMPT.format(slime=SLIME), str(folder), str(start), str(stop), order]
+    argv.append(str(load or folder))
     done = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     lines = done.stdout.splitlines()
@@ -133,7 +139,7 @@ def test_a_missing_cursor_is_said_in_words_that_fail_the_proof(folder: Path) -> 
     attempt(folder, 0, 3, "sync")
     (folder / "rollout/global_dataset_state_dict_2.pt").rename(folder / "away.pt")
     code = ATTEMPT.replace("ours.load_state_dict", "0 and ours.load_state_dict").format(slime=SLIME)
-    argv = [sys.executable, "-c", code, str(folder), "3", "3", "sync"]
+    argv = [sys.executable, "-c", code, str(folder), "3", "3", "sync", str(folder)]
     env = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(argv, env=env, capture_output=True, text=True, timeout=120, check=False)
     proof = ResumeProof(2, load_dir=folder)
@@ -152,6 +158,34 @@ def test_train_async_loses_one_batch_at_a_resume_and_train_none(folder: Path, or
     resumed = [*one.values(), *two.values()]
     expected = list(whole.values())
     assert resumed == expected[:3] + expected[3 + lost :]
+
+
+@pytest.mark.parametrize("cuts", [[1], [2], [4], [3, 6, 9]], ids=str)
+def test_with_the_cursor_put_back_train_async_draws_what_an_uncut_run_draws(folder: Path, cuts: list[int]) -> None:
+    """11 rows in batches of 4: the batch that is put back began in the epoch before, or ended with it, or neither."""
+    _, _, expected = attempt(folder, 0, 10, "async")
+    last = read_cursor(layout.dataset_state_file(folder, 9))
+    shutil.rmtree(folder / "rollout")
+    trained: dict[int, list[str]] = {}
+    view, start = None, 0
+    for stop in [*cuts, 10]:
+        lines, hooked, batches = attempt(folder, start, stop, "async", view)
+        trained |= batches
+        if view is not None:
+            state = layout.dataset_state_file(view, start - 1)
+            proof = ResumeProof(start - 1, read_cursor(state), load_dir=view)
+            for line in [*lines, *hooked, format_loaded(start - 1, view, now=datetime.now())]:
+                (proof.hear_hook_line if line.startswith('{"kind"') else proof.hear_line)(line)
+            assert proof.verdict().proved, proof.verdict()
+        layout.iteration_dir(folder, stop - 1).mkdir()
+        if stop < 10:
+            sizes = {"prompts_per_rollout": 4, "samples_per_prompt": 2}
+            view = prepare(folder, folder / "view", stop - 1, rows=11, **sizes)
+            state = torch.load(layout.dataset_state_file(view, stop - 1), weights_only=True)
+            assert state["sample_group_index"] == stop * 4 and state["metadata"] == {}
+        start = stop
+    assert trained == expected
+    assert read_cursor(layout.dataset_state_file(folder, 9)) == last
 
 
 def test_the_words_for_a_skipped_tensor_are_those_of_slimes_patch() -> None:
