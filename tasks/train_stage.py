@@ -22,6 +22,7 @@ from plugins.slime.command import check_scripts
 from plugins.slime.dry_run import run_dry_parse
 from plugins.slime.launch import TrainerSpec, build
 from plugins.slime.nvlink import has_nvlink
+from plugins.slime.shims import under_shims
 from plugins.slime.weights import Weights
 from tasks.nodes import own_address, trainer_env, wait_for_nodes
 from tasks.stage_attempt import Stage
@@ -68,6 +69,7 @@ def train_stage(stage: Stage, jobs: RayJobs | None = None) -> StageResult:
             return _result(stage, stores, "already complete")
         if order.recipe.trainer.kind == "command":
             check_scripts(launch.argv, launch.cwd)
+            launch = under_shims(launch, stage.attempt_dir / "shims")
         if order.recipe.trainer.kind == "slime":
             with stage.timed("flags"):
                 run_dry_parse(launch.argv[0], launch.argv[2:], {**launch.env, **order.recipe.env}, launch.cwd)

@@ -1,9 +1,9 @@
-"""A trainer command of the user's own, such as one taken from slime's run scripts: what of it cannot run on our pod.
+"""A trainer command of the user's own, such as one of slime's run scripts: what of it cannot run on our pod.
 
-slime's scripts own their machine. They begin with `pkill -9 python; ray stop --force`, start a Ray of their own and
-submit a job to it (slime v0.3.1 scripts/run-qwen3-4B.sh). On a pod that would end the worker, the stage that watches
-the training, and the Ray that it runs in; and a job submitted from inside is one that nobody stops when the stage ends.
-What is left, `source scripts/models/<model>.sh` and `python3 train.py ${MODEL_ARGS[@]} ...`, runs as it is.
+slime's scripts own their machine: they kill every Python, stop Ray, start one of their own and submit a job to it
+(slime v0.3.1 scripts/run-qwen3-4B.sh). On a pod most of that is caught by stand-ins in the command's PATH (`shims`).
+What goes past a PATH is refused here: programs named by their folder or called by `sudo`, and what the shell's own
+`kill` is told to end.
 """
 
 from __future__ import annotations
@@ -17,30 +17,34 @@ from plugins.errors import UserError
 SCRIPT_LIMIT_BYTES = 1 << 20
 _CONTINUED = re.compile(r"\\\r?\n")
 _COMMENT = re.compile(r"(?m)(?:^|(?<=\s))#.*$")
-_START = r"(?<![\w.@%+=$/-])(?:/[\w./-]*bin/)?"  # /usr/bin/pkill is pkill, /data/pkill is not
+_START = r"(?<![^\s;&|(){}`'\"])"  # of a word
 _END = r"(?![\w./=-])"
-_RAY = rf"{_START}ray\s+(?:-\S+\s+(?:[^-\s]\S*\s+)?)*?"
-_CLEAN = "the stage starts on a clean pod, and stops what an earlier attempt left"
+_FOLDER = r"[\w.~$@+/{}-]*/"
+_KILLERS = r"(?:pkill|killall|skill|fuser|shutdown|reboot|poweroff|halt)"
+_VERB = r"\s+(?:-\S+\s+(?:[^-\s]\S*\s+)?)*?(?:stop|start|job\s+submit)"
+_SUDO = rf"{_START}sudo\s+(?:-\S+\s+)*"
+_BY_NAME = "write the bare name: then the stage sees to it that the pod's own worker, Ray and stage live on"
 _REFUSED = (
+    (rf"{_START}{_FOLDER}s?bin/{_KILLERS}{_END}", _BY_NAME),
+    (rf"{_START}{_FOLDER}ray{_VERB}{_END}", _BY_NAME),
+    (rf"{_SUDO}(?:{_KILLERS}|kill|ray{_VERB}){_END}", f"leave `sudo` out (you are root), and {_BY_NAME}"),
+    (rf"{_START}ray\.scripts\.scripts{_VERB}{_END}", "write `ray` instead of `python -m ray.scripts.scripts`"),
     (
-        rf"{_START}(?:pkill|killall|skill){_END}",
-        f"ends the pod's own worker, Ray and stage: leave it out; {_CLEAN}",
+        rf"{_START}kill\s+(?:-\S+\s+)*-1{_END}(?!\s*[\d$%])",
+        "ends every process on the pod: leave it out; the stage starts on a clean pod, and stops what an earlier "
+        "attempt left",
     ),
-    (rf"{_START}kill\s+(?:-\S+\s+)*-1{_END}", f"ends every process on the pod: leave it out; {_CLEAN}"),
-    (rf"{_START}fuser\s+(?:\S+\s+)*-\w*k", f"ends processes of the pod: leave it out; {_CLEAN}"),
-    (rf"{_RAY}stop{_END}", "stops the Ray that the training itself runs in: leave it out"),
-    (rf"{_RAY}start{_END}", "the pod's Ray runs already, and a second one takes its ports: leave it out"),
     (
-        rf"{_RAY}job\s+submit{_END}",
-        "the stage submits the command itself, and a job inside it would go on when the stage is stopped: write only "
-        "what stands behind `--` (python3 train.py ...), and put what is in --runtime-env-json into the recipe's `env`",
+        rf"{_START}(?:xargs\s+(?:-\S+\s+(?:\d+\s+)?)*kill{_END}|kill\s+(?:-\S+\s+)*\"?(?:\$\(|`)\s*"
+        r"(?:pgrep|pidof|ps|lsof|fuser|nvidia-smi)\b)",
+        "ends processes of the pod that the command did not start: leave it out; the stage starts on a clean pod, and "
+        "stops what an earlier attempt left",
     ),
-    (rf"{_START}(?:shutdown|reboot|poweroff|halt){_END}", "ends the pod: leave it out"),
 )
 
 
 def check_command(text: str, where: str = "the command") -> None:
-    """Refuse a shell command that would kill the pod's own services, or start a training that nobody can stop.
+    """Refuse a shell command that would kill the pod's own services although it runs under the stand-ins.
 
     text: one shell line, a script, or an argv joined by spaces; where: names it in the message.
     Raises UserError naming the words, the line they stand in and what to write instead. A word in a comment is none;

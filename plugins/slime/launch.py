@@ -177,6 +177,7 @@ def environment(spec: TrainerSpec) -> dict[str, str]:
         "TRAINSTACK_INIT_DIR": str(spec.init_dir) if spec.init_dir else "",
         "TRAINSTACK_ROLLOUT_DIR": str(spec.rollout_dir),
         hooks.PROGRESS_FILE: str(spec.rollout_dir / f"progress-a{spec.attempt}.jsonl"),
+        "RELAY_TRAIN_MODE": spec.stage,
         "RELAY_RUN_ROOT": str(spec.save_dir.parent),
         "RELAY_OUTPUT_DIR": str(spec.save_dir),
         "RELAY_RESUME_FROM": load_dir,

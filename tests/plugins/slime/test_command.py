@@ -21,26 +21,30 @@ python3 train.py ${MODEL_ARGS[@]} --save "$RELAY_OUTPUT_DIR" --load "$RELAY_RESU
 """
 
 
+OLD = "pkill -9 ray; ray stop --force\nray start --head\nray job submit --address=x -- python3 train.py"
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("pkill -9 sglang; sleep 3", "pkill"),
-        ("sleep 3\npkill -9 python", "pkill` (line 2)"),
-        ("/usr/bin/pkill -9 ray", "/usr/bin/pkill"),
-        ("killall python3 || true", "killall"),
-        ("ray stop --force", "ray stop"),
-        ("cd x && ray   stop", "ray stop"),
-        ("ray --log-style record start --head --num-gpus 8", "start"),
-        ("ray start \\\n  --head", "ray start"),
-        ("bash -c 'ray stop'", "ray stop"),
-        ('ray job submit --address="http://127.0.0.1:8265" -- python3 train.py', "ray job submit"),
-        ("ray job \\\n submit -- python3 train.py", "ray job submit"),
+        ("sleep 3\n/usr/bin/pkill -9 ray", "/usr/bin/pkill` (line 2)"),
+        ("/opt/venv/bin/ray stop --force", "/opt/venv/bin/ray stop"),
+        ('"$VENV"/bin/ray stop', "/bin/ray stop"),
+        ("$HOME/venv/bin/ray --log-style record start --head", "start"),
+        ("cd x && ~/bin/ray   job \\\n submit -- python3 train.py", "~/bin/ray job submit"),
+        ("python3 -m ray.scripts.scripts stop", "ray.scripts.scripts stop"),
+        ("sudo pkill -9 python", "sudo pkill"),
+        ("sudo -E ray stop", "sudo -E ray stop"),
+        ("sudo reboot", "sudo reboot"),
+        ("/sbin/shutdown now", "/sbin/shutdown"),
         ("kill -9 -1", "kill -9 -1"),
-        ("fuser -k /dev/nvidia0", "fuser -k"),
-        ("sudo reboot", "reboot"),
+        ("bash -c 'kill -KILL -1'", "kill -KILL -1"),
+        ("ps aux | grep python | awk '{print $2}' | xargs -r kill -9", "xargs -r kill"),
+        ("kill -9 $(pgrep -f sglang)", "kill -9 $(pgrep"),
+        ("kill `pidof python3`", "kill `pidof"),
     ],
 )
-def test_what_would_kill_the_pods_services_is_refused_by_name(text: str, words: str) -> None:
+def test_what_goes_past_the_stand_ins_is_refused_by_name(text: str, words: str) -> None:
     with pytest.raises(UserError) as refused:
         check_command(text)
     assert words in str(refused.value)
@@ -50,12 +54,13 @@ def test_what_would_kill_the_pods_services_is_refused_by_name(text: str, words: 
     "text",
     [
         GOOD,
-        "# pkill -9 ray\npython3 train.py",
-        "python3 train.py --save /data/pkill/x --name ray-start",
-        "kill $WATCHER_PID; python3 train.py",
-        "ray status; python3 ray_start.py --stop",
+        OLD,
+        "# /usr/bin/pkill -9 ray\npython3 train.py",
+        "python3 train.py --save /data/pkill/x --name ray-start --bin /bin/ray",
+        "kill $WATCHER_PID; kill $(jobs -p); kill -1 $SERVER; kill -1 1234; python3 train.py",
+        "/opt/bin/ray status; python3 ray_start.py --stop; command pkill python",
         "RAY_stop=1 python3 train_async.py --eval-interval 20",
-        "python3 tools/xray stop_tokens",
+        "killall python3 || true; fuser -k /dev/nvidia0; shutdown now",
     ],
 )
 def test_other_commands_are_taken(text: str) -> None:
@@ -64,16 +69,17 @@ def test_other_commands_are_taken(text: str) -> None:
 
 def test_every_mistake_is_named_at_once() -> None:
     with pytest.raises(UserError) as refused:
-        check_command("pkill -9 ray\nray start --head\nray job submit -- python3 train.py", "rl.command")
-    assert [line.split("`")[1] for line in str(refused.value).splitlines()] == ["pkill", "ray start", "ray job submit"]
+        check_command("/bin/pkill -9 ray\n/a/bin/ray start --head\nkill -9 -1", "rl.command")
+    named = [line.split("`")[1] for line in str(refused.value).splitlines()]
+    assert named == ["/bin/pkill", "/a/bin/ray start", "kill -9 -1"]
     assert str(refused.value).count("rl.command: ") == 3
 
 
 def test_scripts_that_a_command_runs_are_looked_into_on_the_pod(tmp_path: Path) -> None:
     (tmp_path / "run.sh").write_text("#!/bin/bash\nsource inner.sh\n")
-    (tmp_path / "inner.sh").write_text("ray stop --force\n")
+    (tmp_path / "inner.sh").write_text("/usr/bin/pkill -9 python\n")
     for command in ("cd /x; bash run.sh", ["bash", "-c", "bash run.sh && true"], ["bash", "run.sh"]):
-        with pytest.raises(UserError, match=r"inner\.sh: `ray stop`"):
+        with pytest.raises(UserError, match=r"inner\.sh: `/usr/bin/pkill`"):
             check_scripts(command, tmp_path)
     (tmp_path / "inner.sh").write_text("source run.sh\npython3 train.py\n")
     check_scripts("bash run.sh; bash missing.sh", tmp_path)
@@ -115,12 +121,11 @@ def test_a_command_from_slimes_scripts_runs_with_the_old_names(tmp_path: Path) -
 
 @pytest.mark.slime
 @needs_slime
-def test_slimes_own_scripts_are_refused_until_they_leave_the_pod_alone(tmp_path: Path) -> None:
+def test_slimes_own_scripts_are_taken_as_they_are(tmp_path: Path) -> None:
     scripts = sorted(Path(SLIME).glob("scripts/run-*.sh"))
     assert len(scripts) > 10
     for script in scripts:
-        with pytest.raises(UserError):
-            check_scripts(f"bash {script}", tmp_path)
+        check_scripts(f"bash {script}", tmp_path)
 
 
 @pytest.mark.slime
