@@ -1,5 +1,6 @@
 """What a resume expects of slime and Megatron, against their own code: where `--load` leads, and the schedule."""
 
+import argparse
 import json
 import shutil
 from collections.abc import Callable
@@ -7,10 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from plugins.slime import layout, schedule
+from plugins.slime.cursor import read_cursor
 from plugins.slime.flags import parse_argv
 from plugins.slime.load_view import load_decision, prepare
+from plugins.slime.restart import restart
 from tests.slime_real import needs_slime, run, validate
 from tests.slime_real.test_dry_parse_of_slime import RL, SFT, command_line
 
@@ -120,6 +124,37 @@ def test_the_states_lead_to_every_outcome(asked: dict[str, tuple[Path, dict[str,
     assert {load_decision(folder).outcome for folder, _ in asked.values()} == {
         "cold", "weights", "resume", "release", "error"
     }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("flags", "more", "script", "ahead"),
+    [
+        (SFT, "", "train_async.py", True),
+        (RL.replace("--colocate", ""), "--rollout-num-gpus 8", "train_async.py", True),
+        (RL, "", "train.py", False),
+    ],
+    ids=["sft", "async rl", "rl"],
+)
+def test_what_slime_saves_of_its_arguments_says_whether_a_batch_was_drawn_ahead(
+    flags: str, more: str, script: Any, ahead: bool, tmp_path: Path
+) -> None:
+    argv = command_line(tmp_path, f"{flags} {more}")
+    attributes = validate(argv, script)
+    save_dir, told = tmp_path / "save", parse_argv(argv)
+    folder = layout.iteration_dir(save_dir, 3)
+    folder.mkdir(parents=True)
+    (save_dir / "rollout").mkdir()
+    torch.save({"args": argparse.Namespace(**attributes), "iteration": 3}, folder / "common.pt")
+    (folder / "metadata.json").write_text('{"sharded_backend": "torch_dist"}')
+    layout.write_tracker(save_dir, 3)
+    batch, samples = attributes["rollout_batch_size"], attributes["n_samples_per_prompt"]
+    groups = batch * (5 if ahead else 4)
+    state = {"sample_offset": groups, "epoch_id": 0, "sample_group_index": groups, "sample_index": groups * samples}
+    torch.save(state | {"metadata": {}}, layout.dataset_state_file(save_dir, 3))
+    found = restart(save_dir, tmp_path / "load", told, script=script, rows=10_000)
+    assert found.load_dir == (tmp_path / "load" if ahead else save_dir)
+    assert read_cursor(layout.dataset_state_file(found.load_dir, 3)).sample_group_index == 4 * batch
+    assert not any("WARNING" in note for note in found.notes), found.notes
 
 
 CHANGES: dict[str, tuple[str, bool]] = {

@@ -150,6 +150,16 @@ def test_step_lines_count_steps_only_when_told_how_many_make_an_iteration() -> N
     assert after(proof(), LOADED, said("step", 80), hook(20)).proved
 
 
+def test_a_view_must_be_what_is_loaded_and_where_the_cursor_is_read() -> None:
+    view = Path("/w/load")
+    loaded, read = format_loaded(19, view, now=NOW), READ_STATE.replace(str(SAVE), str(view))
+    assert after(proof(load_dir=view), loaded, read, hook(20)).proved
+    verdict = after(proof(load_dir=view), loaded, READ_STATE)
+    assert verdict.failed and f"reads the data cursor in {SAVE}, but the right one is in {view}" in verdict.reason
+    assert after(proof(load_dir=view, grace_s=0.0), LOADED, said("step", 20)).failed  # the save dir was not asked for
+    assert after(proof(load_dir=view), loaded, hook(20, index=648, group=81)).failed  # the batch drawn ahead is skipped
+
+
 def test_a_reference_model_is_not_taken_for_the_checkpoint() -> None:
     assert after(proof(), REFERENCE, LOADED, REFERENCE, hook(20)).proved
     assert after(proof(load_dir=None), REFERENCE, LOADED, hook(20)).proved
