@@ -173,6 +173,7 @@ def environment(spec: TrainerSpec) -> dict[str, str]:
         "TRAINSTACK_STAGE": spec.stage,
         "TRAINSTACK_ATTEMPT": str(spec.attempt),
         "TRAINSTACK_SAVE_DIR": str(spec.save_dir),
+        "TRAINSTACK_SAVE_INTERVAL": str(spec.save_interval),
         "TRAINSTACK_LOAD_DIR": load_dir,
         "TRAINSTACK_INIT_DIR": str(spec.init_dir) if spec.init_dir else "",
         "TRAINSTACK_ROLLOUT_DIR": str(spec.rollout_dir),

@@ -131,7 +131,9 @@ class Shim:
         env, for_workers = self.environment(given)
         shown = f"; variables for Ray's workers: {', '.join(sorted(for_workers))}" if for_workers else ""
         self.say(f"ray job submit: run within the stage's own job: {' '.join(argv[:2])}{shown}")
-        _become(argv, env)
+        if folders := _stage_folders(argv, env):
+            self.say(f"{Path(argv[1]).name}: {' '.join(folders)}: what is saved elsewhere is lost with the pod")
+        _become([*argv, *folders], env)
 
     def environment(self, given: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
         """The driver's variables, and those of them that Ray's workers need to be told.
@@ -193,6 +195,24 @@ class Shim:
         log = self.memory["log"]
         target = os.open(log, os.O_WRONLY | os.O_APPEND) if log and Path(log).is_file() else 2
         os.write(target, text)
+
+
+def _stage_folders(argv: list[str], env: Mapping[str, str]) -> list[str]:
+    """Flags behind slime's own that make it save where the stage looks, and go on from what the stage restored.
+
+    Of a flag given twice argparse takes the second. A `--load` that is the script's `--save` is the script's way to go
+    on from itself; another one names start weights and stays, unless there is a checkpoint to go on from.
+    """
+    save, load = env.get("TRAINSTACK_SAVE_DIR"), env.get("TRAINSTACK_LOAD_DIR")
+    if not save or not any(Path(word).name in ("train.py", "train_async.py") for word in argv[:3]):
+        return []
+    own = _options([word for word in argv if word], {"--save", "--load", "--save-interval"})
+    own_save, own_load = (own[name].rstrip("/") if name in own else None for name in ("--save", "--load"))
+    more = [] if own_save == save.rstrip("/") else ["--save", save]
+    if own_save is None and "--save-interval" not in own:
+        more += ["--save-interval", env.get("TRAINSTACK_SAVE_INTERVAL", "20")]
+    target = load or (save if own_load is not None and own_load == own_save else None)
+    return more + (["--load", target] if target and own_load != target.rstrip("/") else [])
 
 
 def _options_end(words: list[str], with_value: set[str]) -> int:

@@ -145,6 +145,30 @@ def test_a_program_that_is_not_there_ends_as_in_a_shell(bench: Bench) -> None:
     assert bench.said[-1] == "no-such-program: No such file or directory"
 
 
+@pytest.mark.parametrize(
+    ("words", "load_dir", "more"),
+    [
+        ("--load /root/x_slime/ --save /root/x_slime --save-interval 9", "", "--save /pod/save --load /pod/save"),
+        ("--load=/root/hf --save=/root/x --save-interval 9", "", "--save /pod/save"),
+        ("--load=/root/hf --save=/root/x --save-interval 9", "/pod/save", "--save /pod/save --load /pod/save"),
+        ("--ref-load /root/hf --num-rollout 100", "", "--save /pod/save --save-interval 5"),
+        ("--load $TRAINSTACK_SAVE_DIR/ --save $RELAY_OUTPUT_DIR --save-interval 9", "/pod/save", ""),
+    ],
+)
+def test_slime_saves_where_the_stage_looks_and_goes_on_from_what_it_restored(
+    bench: Bench, words: str, load_dir: str, more: str
+) -> None:
+    (bench.folder / "show.py").rename(bench.folder / "train_async.py")
+    old = {"RELAY_OUTPUT_DIR": "/pod/save", "TRAINSTACK_SAVE_DIR": "/pod/save", "TRAINSTACK_SAVE_INTERVAL": "5"}
+    assert bench.run(f"ray job submit -- python3 train_async.py {words}", TRAINSTACK_LOAD_DIR=load_dir, **old) == 0
+    expected = words.replace("$TRAINSTACK_SAVE_DIR", "/pod/save").replace("$RELAY_OUTPUT_DIR", "/pod/save")
+    assert bench.shown()[0] == [*expected.split(), *more.split()]
+    lost = "what is saved elsewhere is lost with the pod"
+    assert [line for line in bench.said if lost in line] == (
+        [f"trainstack: train_async.py: {more}: {lost}"] if more else []
+    )
+
+
 def test_our_folder_stays_importable_for_adapters(bench: Bench) -> None:
     json_text = '{"env_vars": {"PYTHONPATH": "/root/Megatron-LM/"}}'
     assert bench.run(f"ray job submit --runtime-env-json '{json_text}' -- python3 show.py") == 0
