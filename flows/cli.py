@@ -166,23 +166,43 @@ def stop(run_id: RunId) -> None:
 def plan(
     recipe: Annotated[Path, typer.Argument(help="YAML file of the recipe.")],
     commands: Annotated[bool, typer.Option("--commands", help="Print each stage's command line too.")] = False,
+    lium: Annotated[bool, typer.Option("--lium-command", help="Print only the `lium up` line for this offer.")] = False,
 ) -> None:
     """Show what a run would rent, why, what it could cost, and whether its stages fit. Rents nothing."""
     wanted = load_recipe(recipe)
     from tasks.check_recipe import check_stores_named
     from tasks.lium_account import open_account
+    from tasks.lium_command import lium_command
     from tasks.plan import make_plan
     from tasks.plan_view import plan_view
     from tasks.stage_plan import plan_stages, stages_view
 
     check_stores_named(wanted)
-    stages = plan_stages(wanted)
+    stages = None if lium else plan_stages(wanted)
     with _known_client() as client:
         from tasks.common_knowledge import resting_hosts
 
         resting = resting_hosts(client) if client and wanted.pod.bad_host_hours else {}
-    out.print(stages_view(stages, commands=commands))
-    out.print(plan_view(make_plan(wanted, open_account(wanted), resting, time.time())))
+    if stages is not None:
+        out.print(stages_view(stages, commands=commands))
+    made = make_plan(wanted, open_account(wanted), resting, time.time())
+    if lium:
+        print(lium_command(made))
+    else:
+        out.print(plan_view(made))
+
+
+@app.command("import")
+def import_(
+    file: Annotated[Path, typer.Argument(help="launch_stack.yaml of the older stack.")],
+) -> None:
+    """Print the recipe that a launch_stack.yaml of the older stack becomes; what became of each key goes to stderr."""
+    from tasks.import_stack import import_stack
+
+    made = import_stack(file)
+    print(made.recipe, end="")
+    for fate in made.fates:
+        err.print(str(fate), highlight=False, markup=False, soft_wrap=True)
 
 
 @app.command()
