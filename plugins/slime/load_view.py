@@ -32,8 +32,9 @@ class LoadDecision:
     """What slime does with `--load FOLDER`.
 
     cold: nothing is there for it, `--ref-load` is taken, no optimizer, rollout 0, no word said; weights: the same with
-    the folder's own Hugging Face weights, for models that slime can read so; resume: goes on after `iteration`; release: a converted model, of which
-    rollout 0 and the first evaluation are skipped; error: slime or Megatron end (some with exit code 0).
+    the folder's own Hugging Face weights, for models that slime can read so; resume: goes on after `iteration`;
+    release: a converted model, of which rollout 0 and the first evaluation are skipped; error: slime or Megatron end
+    (some with exit code 0).
     reason: one sentence for a person.
     """
 
