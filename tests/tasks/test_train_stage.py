@@ -412,7 +412,7 @@ def test_a_command_trainer_needs_the_tracker_and_the_folder_only(bench: Bench) -
     section = {"command": ["my-trainer", "--fast"], "extra_args": {}, "num_rollout": None}
     jobs = ScriptedJobs(train)
     result = train_stage(bench.stage(trainer={"kind": "command"}, section=section), jobs)
-    assert jobs.starts[0].argv == ["my-trainer", "--fast"]
+    assert jobs.starts[0].argv[-2:] == ["my-trainer", "--fast"]
     assert (result.last_iteration, result.export_uri) == (7, None)
 
 

@@ -70,8 +70,8 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     ("total and epochs", {"rl.num_epoch": 1}, "exactly one of `num_rollout` and `num_epoch`"),
     (
         "a command that kills the pod's services",
-        {"trainer": {"kind": "command"}, "rl.command": "pkill -9 python; ray start --head; python3 train.py"},
-        "pkill",
+        {"trainer": {"kind": "command"}, "rl.command": "/usr/bin/pkill -9 python; python3 train.py"},
+        "/usr/bin/pkill",
     ),
 ]
 
