@@ -110,10 +110,14 @@ def wish_of(recipe: Recipe) -> Wish:
 
 
 def _disk_gb(recipe: Recipe) -> float | None:
-    """Free disk in GB that a host must list: what the recipe says, and room for two checkpoints of its model."""
+    """Free disk in GB that a host must list: what the recipe says, and room for the checkpoints that stay on the pod.
+
+    Those are the newest `checkpoint.keep`, and the one that is being written.
+    """
     parameters = parameters_of(recipe)
-    two = 2 * parameters * BYTES_PER_PARAMETER / 1e9 if parameters and parameters > SMALL_MODEL else None
-    return max((size for size in (recipe.pod.min_disk_gb, two) if size is not None), default=None)
+    number = recipe.checkpoint.keep + 1
+    room = number * parameters * BYTES_PER_PARAMETER / 1e9 if parameters and parameters > SMALL_MODEL else None
+    return max((size for size in (recipe.pod.min_disk_gb, room) if size is not None), default=None)
 
 
 def check_wish(market: Market, wish: Wish, hosts: Sequence[Host] | None = None) -> None:

@@ -149,6 +149,7 @@ def limits_of(recipe: Recipe, api_url: str | None, checkpoint_gb: float | None =
         min_download_mbps=own.min_download_mbps or pod.min_download_mbps,
         download_url=own.download_url,
         checkpoint_gb=checkpoint_gb,
+        checkpoints=recipe.checkpoint.keep + 1,
         max_clock_skew_s=own.max_clock_skew_s,
         min_shm_gb=own.min_shm_gb,
         api_url=api_url,

@@ -302,7 +302,7 @@ def check_fit(run: Run, link: PodLink) -> None:
     )
     if (problem := failing(checks)) is not None:
         failed = {check.name.rpartition(": ")[2] for check in checks if not check.ok}
-        needs = failed == {"disk space"} and "two checkpoints" in problem
+        needs = failed == {"disk space"} and "checkpoints of" in problem
         raise (TooSmall if needs else HostUnfit)(f"preflight: {problem}")
     run.log(f"pod {link.name}: preflight passed ({len(checks)} checks)")
 

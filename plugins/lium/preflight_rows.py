@@ -32,6 +32,7 @@ class Limits:
     min_cuda: float | None = None
     min_disk_gb: float | None = None
     checkpoint_gb: float | None = None
+    checkpoints: int = 2
     min_disk_write_mb_s: float | None = None
     min_download_mbps: float | None = None
     download_url: str | None = None
@@ -166,15 +167,16 @@ def _cuda(said: dict[str, Said], limits: Limits) -> Check:
 
 
 def _disk_space(said: dict[str, Said], limits: Limits) -> Check:
-    two = 2 * limits.checkpoint_gb if limits.checkpoint_gb else None  # the newest, and the one being written
-    needed = max((size for size in (limits.min_disk_gb, two) if size is not None), default=None)
+    room = limits.checkpoints * limits.checkpoint_gb if limits.checkpoint_gb else None
+    needed = max((size for size in (limits.min_disk_gb, room) if size is not None), default=None)
 
     def read(text: str) -> Found:
         spaces = [(int(free) / 1e9, path) for free, path in (line.split(" ", 1) for line in text.splitlines())]
         least, path = min(spaces)
         return f"{least:.1f} GB in {path}", least >= (needed or 0)
 
-    why = f" (two checkpoints of {limits.checkpoint_gb:.3g} GB)" if two is not None and needed == two else ""
+    for_them = room is not None and needed == room
+    why = f" ({limits.checkpoints} checkpoints of {limits.checkpoint_gb:.3g} GB)" if for_them else ""
     return _judge("disk space", said["disk"], _at_least(needed, "GB") + why, read)
 
 

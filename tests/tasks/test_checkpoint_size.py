@@ -51,4 +51,4 @@ def test_a_checkpoint_in_the_store_counts_more_than_an_estimate() -> None:
 def test_a_disk_that_cannot_hold_two_checkpoints_fails_with_the_size_that_is_needed(free_gb: int, ok: bool) -> None:
     limits = Limits(gpu=("H200",), gpu_count=1, min_disk_gb=50, checkpoint_gb=64)
     row = _disk_space({"disk": Said(f"{free_gb * 10**9} /root")}, limits)
-    assert (row.ok, row.limit) == (ok, "at least 128 GB (two checkpoints of 64 GB)")
+    assert (row.ok, row.limit) == (ok, "at least 128 GB (2 checkpoints of 64 GB)")

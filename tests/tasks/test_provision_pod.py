@@ -301,7 +301,7 @@ def test_no_two_runs_can_have_the_same_pod_name_and_the_name_tells_the_run() -> 
 
 
 def test_a_recipe_that_is_too_big_for_the_disk_blames_the_host_for_minutes_only() -> None:
-    small = [Check("disk space", "80 GB in /", "at least 400 GB (two checkpoints of 200 GB)", ok=False)]
+    small = [Check("disk space", "80 GB in /", "at least 400 GB (2 checkpoints of 200 GB)", ok=False)]
     here = scene(host(1, 1.0), host(2, 2.0), link={"ex-1": {"checks": small}}, bad_host_hours=6)
     provision(here.run, ["sft"])
     assert [order.executor_id for order in here.market.orders] == ["ex-1", "ex-2"]
