@@ -169,6 +169,8 @@ class EnvironmentSection(Section):
     def _one_of(self) -> "EnvironmentSection":
         if (self.url is None) == (self.task is None):
             raise ValueError("give exactly one of 'url' and 'task'")
+        if self.url is not None and not re.fullmatch(r"https?://[^\s/]+(/\S*)?", self.url):
+            raise ValueError(f"url: expected http(s)://host[:port], not {self.url!r}")
         return self
 
 
@@ -297,7 +299,7 @@ class Recipe(Section):
     """Everything about a run."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9-]{0,24}$", description="Short name; run ids start with it.")]
-    seed: int = Field(1, ge=0, description="Seed of data order, sampling and initial weights.")
+    seed: int = Field(1, ge=0, lt=2**32, description="Seed of data order, sampling and initial weights.")
     lium: LiumSection = Field(default_factory=LiumSection)
     pod: PodSection = Field(default_factory=PodSection)
     model: ModelSection = Field(default_factory=ModelSection)
@@ -396,13 +398,24 @@ def explain(error: ValidationError, source: str) -> str:
     lines = []
     for item in error.errors(include_url=False):
         key = ".".join(str(part) for part in item["loc"]) or "(top level)"
+        if (flag := _flag_in(item["loc"])) is not None:
+            lines.append(
+                f"{source}: {flag}: must be a number, a text, true, false, or a list (found {item['input']!r:.80})"
+            )
+            continue
         if item["type"] == "extra_forbidden":
             lines.append(f"{source}: {key}: unknown key{_near(item['loc'])}")
         elif item["type"] == "missing":
             lines.append(f"{source}: {key}: missing; this key is required")
         else:
             lines.append(f"{source}: {key}: {item['msg']} (found {item['input']!r:.80})")
-    return "\n".join(lines)
+    return "\n".join(dict.fromkeys(lines))
+
+
+def _flag_in(loc: tuple[int | str, ...]) -> str | None:
+    """The key of a free flag, of which a wrong value is wrong for each kind that it might have been."""
+    at = next((place for place, part in enumerate(loc) if part in ("extra_args", "args")), None)
+    return None if at is None or len(loc) < at + 3 else ".".join(map(str, loc[: at + 2]))
 
 
 def _near(loc: tuple[int | str, ...]) -> str:

@@ -16,7 +16,8 @@ from pydantic.fields import FieldInfo
 
 from plugins.errors import UserError
 
-Advantage = Literal["grpo", "gspo", "cispo", "reinforce_plus_plus", "reinforce_plus_plus_baseline", "ppo"]
+Advantage = Literal["grpo", "gspo", "cispo", "reinforce_plus_plus", "reinforce_plus_plus_baseline"]
+_DOTTED = r"^[A-Za-z_]\w*(\.[A-Za-z_]\w*)+$"
 FlagValue = bool | int | float | str | list[int | float | str]
 
 
@@ -64,11 +65,13 @@ class RolloutSection(Section):
         "rollout-top-p", "Nucleus sampling; below 1 the trainer needs more of the engine.", gt=0, le=1
     )
     reward: str | None = _flag("rm-type", "A reward of slime's own instead of an environment: math, dapo, ...")
-    reward_function: str | None = _flag("custom-rm-path", "Your reward function, as package.module.function.")
-    generate: str | None = _flag("custom-generate-function-path", "Your generate function, as package.module.function.")
+    reward_function: str | None = _flag("custom-rm-path", "Your reward: package.module.function.", pattern=_DOTTED)
+    generate: str | None = _flag(
+        "custom-generate-function-path", "Your generate function: package.module.function.", pattern=_DOTTED
+    )
     over_sampling: int | None = _flag("over-sampling-batch-size", "Prompts to start at once, to fill a batch.", ge=1)
     filter: str | None = _flag(
-        "dynamic-sampling-filter-path", "Keeps or drops a prompt by its answers: package.module.f."
+        "dynamic-sampling-filter-path", "Keeps or drops a prompt by its answers: package.module.f.", pattern=_DOTTED
     )
     partial: bool | None = _flag("partial-rollout", "Take answers cut off by the end of a rollout up again.")
     balance: bool | None = _flag("balance-data", "Spread samples over ranks by their tokens.")
@@ -88,7 +91,7 @@ class OptimisationSection(Section):
     lr_warmup_fraction: float | None = _flag("lr-warmup-fraction", "Part of the steps that warm up.", ge=0, lt=1)
     lr_warmup_iters: int | None = _flag("lr-warmup-iters", "Steps that warm up, instead of a fraction.", ge=0)
     lr_decay_iters: int | None = _flag(
-        "lr-decay-iters", "Rollouts over which the rate decays. Default: all of the stage.", ge=1
+        "lr-decay-iters", "Optimizer steps over which the rate decays. Default: all of the stage.", ge=1
     )
     weight_decay: float | None = _flag("weight-decay", "Weight decay of Adam.", ge=0)
     adam_beta1: float | None = _flag("adam-beta1", "Adam's first moment.", ge=0, lt=1)

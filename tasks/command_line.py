@@ -32,7 +32,7 @@ def command_line(recipe: Recipe, name: StageName, data: StageData | None, *, sli
         init_dir=weights,
         data=POD / "data" / Path(section.dataset.path).name if section.dataset else None,
         eval_data={one: POD / "data" / Path(path).name for one, path in section.evaluation.data.items()},
-        env_url="http://127.0.0.1:1" if name == "rl" else None,
+        env_url="http://127.0.0.1:1" if name == "rl" and recipe.rl and recipe.rl.environment else None,
         slime_dir=slime_dir,
     )
     known = (slime_dir / "scripts" / "models").is_dir()

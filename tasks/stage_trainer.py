@@ -22,6 +22,7 @@ from plugins.slime.resume import ResumeProof
 from tasks.stage_attempt import ResumeUnproved, Stage, StageEnded
 from tasks.stage_failure import SHOWN_LINES, ended_badly
 from tasks.stage_watch import StageWatch
+from tasks.trainer_spec import with_own
 
 LOOK_S = 0.2
 JOB_LOOK_S = 1.0
@@ -36,7 +37,7 @@ def run_trainer(stage: Stage, jobs: RayJobs, launch: Launch, publisher: Publishe
     it, no trainer stays, and what it completed is sealed if time allows.
     """
     log_file = stage.attempt_dir / "trainer.log"
-    env = {**launch.env, **stage.order.recipe.env}
+    env = with_own(launch.env, stage.order.recipe.env)
     stage.proof = ResumeProof(
         stage.restored.iteration if stage.restored else None,
         stage.cursor,

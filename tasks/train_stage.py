@@ -32,7 +32,7 @@ from tasks.stage_restore import claim, find_start
 from tasks.stage_trainer import run_trainer
 from tasks.stage_weights import find_weights
 from tasks.stores import stores_on_pod
-from tasks.trainer_spec import Places, trainer_spec
+from tasks.trainer_spec import Places, trainer_spec, with_own
 
 RAY_READY_S = 180.0
 
@@ -72,7 +72,7 @@ def train_stage(stage: Stage, jobs: RayJobs | None = None) -> StageResult:
             launch = under_shims(launch, stage.attempt_dir / "shims")
         if order.recipe.trainer.kind == "slime":
             with stage.timed("flags"):
-                run_dry_parse(launch.argv[0], launch.argv[2:], {**launch.env, **order.recipe.env}, launch.cwd)
+                run_dry_parse(launch.argv[0], launch.argv[2:], with_own(launch.env, order.recipe.env), launch.cwd)
         with publishing(stage, stores) as publisher:
             if stage.restored is not None and stage.restored not in stores.list(order.run_id, order.stage):
                 publisher.offer(stage.restored.iteration)  # found on this pod: the stores get it in the background

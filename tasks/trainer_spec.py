@@ -3,6 +3,7 @@
 What only the pod knows (folders, restored checkpoint, address of the environment) comes as `Places`.
 """
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,6 +46,11 @@ def trainer_spec(
 ) -> TrainerSpec:
     """What the launcher builds the stage's command line from. Raises UserError for a flag that is set twice."""
     section = recipe.stage(name)
+    check_env(recipe.env)
+    if recipe.trainer.kind == "slime" and not recipe.model.name and "num-layers" not in recipe.model.args:
+        raise UserError(
+            "model.name: missing; name a file of slime's scripts/models, e.g. qwen3-4B, or give the shape in model.args"
+        )
     command = section.command if section.command is not None else []
     return TrainerSpec(
         kind=recipe.trainer.kind,
@@ -87,21 +93,56 @@ def _slime_dir(recipe: Recipe, places: Places) -> Path | None:
 
 def stage_flags(recipe: Recipe, name: StageName) -> dict[str, FlagValue]:
     """Every slime flag that the recipe sets for a stage: its model's, its checkpoints', the stage's own."""
-    own = recipe.stage(name).all_flags()
+    own, names = recipe.stage(name).all_flags(), {**keys(), **_extra_keys(recipe, name)}
     if twice := sorted(own.keys() & recipe.model.args.keys()):
-        raise UserError(f"set twice: {', '.join(f'model.args.{flag} and extra_args.{flag}' for flag in twice)}")
-    kept: dict[str, FlagValue] = {}
-    if recipe.checkpoint.reshardable:
-        kept["dist-ckpt-optim-fully-reshardable"] = True
-    if not recipe.checkpoint.optimizer:
-        kept["no-save-optim"] = True
+        raise UserError(f"set twice: model.args.{twice[0]} and {names.get(twice[0], twice[0])}")
+    kept = {flag: value for flag, (_, value) in _CHECKPOINT.items() if _asked(recipe, flag)}
+    if twice := sorted(_CHECKPOINT.keys() & {*own, *recipe.model.args}):
+        raise UserError(f"extra_args.{twice[0]}: set it by checkpoint.{_CHECKPOINT[twice[0]][0]}")
     return kept | recipe.model.args | own
+
+
+_CHECKPOINT: dict[str, tuple[str, FlagValue]] = {
+    "dist-ckpt-optim-fully-reshardable": ("reshardable", True),
+    "no-save-optim": ("optimizer", True),
+}
+"""Flags of the recipe's `checkpoint:`, with the key."""
+
+
+def _asked(recipe: Recipe, flag: str) -> bool:
+    return recipe.checkpoint.reshardable if _CHECKPOINT[flag][0] == "reshardable" else not recipe.checkpoint.optimizer
+
+
+_OURS = re.compile(
+    r"TRAINSTACK_(?!ENV_|HTTP_ENV|LLM_URL).*|RELAY_.*|MASTER_ADDR|CUDA_DEVICE_MAX_CONNECTIONS|CUDA_VISIBLE_DEVICES"
+    r"|SLIME_HOST_IP|RAY_ADDRESS|RAY_AUTH.*"
+)
+
+
+def check_env(env: Mapping[str, str]) -> None:
+    """Refuse variables that are none, and those by which the stage, Ray and slime find one another."""
+    for variable in env:
+        if not re.fullmatch(r"[A-Za-z_]\w*", variable):
+            raise UserError(f"env.{variable}: this is no name of a variable")
+        if _OURS.fullmatch(variable):
+            raise UserError(f"env.{variable}: trainstack, Ray or slime sets it; leave it out")
+
+
+def with_own(launched: Mapping[str, str], own: Mapping[str, str]) -> dict[str, str]:
+    """The trainer's environment under the recipe's; its PYTHONPATH comes after the launcher's, which slime needs."""
+    both = {**launched, **own}
+    if "PYTHONPATH" in launched and "PYTHONPATH" in own:
+        both["PYTHONPATH"] = f"{launched['PYTHONPATH']}:{own['PYTHONPATH']}"
+    return both
+
+
+def _extra_keys(recipe: Recipe, name: StageName) -> dict[str, str]:
+    return {flag: f"extra_args.{flag}" for flag in recipe.stage(name).extra_args}
 
 
 def keys_of(recipe: Recipe, name: StageName) -> dict[str, str]:
     """Flag to the key by which this recipe sets it, or could."""
-    extra = {flag: f"extra_args.{flag}" for flag in recipe.stage(name).extra_args}
-    return {**keys(), **extra, **{flag: f"model.args.{flag}" for flag in recipe.model.args}}
+    return {**keys(), **_extra_keys(recipe, name), **{flag: f"model.args.{flag}" for flag in recipe.model.args}}
 
 
 def _tracking(recipe: Recipe, name: StageName, run_id: str) -> Mapping[str, Value]:

@@ -7,6 +7,7 @@ Megatron-LM megatron/training/arguments.py (validate_args) at the commit slime p
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -15,6 +16,9 @@ from plugins.slime.defaults import Machine, StageName
 from plugins.slime.flags import Value
 
 Flags = Mapping[str, Value]
+REWARDS = ("math", "deepscaler", "dapo", "f1", "gpqa", "ifbench", "random", "remote_rm")
+"""slime's own rewards, each also with `boxed_` before it (slime/rollout/rm_hub/__init__.py:66-94)."""
+_COMPARING = ("grpo", "gspo", "cispo", "reinforce_plus_plus_baseline")
 
 
 def check_flags(
@@ -25,10 +29,11 @@ def check_flags(
     keys: Mapping[str, str],
     *,
     asynchronous: bool,
+    environment: bool = False,
 ) -> None:
     """Raise one UserError with a line for each rule that is broken. machine None: GPUs do not matter (stand-in)."""
     look = _Look(flags, shape, keys)
-    problems = [*_rollouts(look, stage), *_schedule(look), *_evaluation(look)]
+    problems = [*_rollouts(look, stage), *_rewards(look, stage, environment), *_schedule(look), *_evaluation(look)]
     if machine is not None:
         problems += [
             *_gpus(look, stage, machine, asynchronous),
@@ -105,14 +110,42 @@ def _rollouts(look: _Look, stage: StageName) -> Iterator[str]:
     batch, over = look.count("rollout-batch-size"), look.count("over-sampling-batch-size", 0)
     if over and over < batch:
         yield f"{look.key('over-sampling-batch-size')}: {over} is less than {look.key('rollout-batch-size')} {batch}"
-    advantage = look.flags.get("advantage-estimator")
-    if stage == "rl" and advantage == "grpo" and look.count("n-samples-per-prompt") == 1:
+    engine = look.count("sglang-context-length", 0)
+    if engine and longest >= engine:
+        key = look.key("sglang-context-length")
+        yield f"{key}: {engine} tokens leave no room for a prompt beside an answer of {longest}"
+
+
+def _rewards(look: _Look, stage: StageName, environment: bool) -> Iterator[str]:
+    if stage == "sft":
+        return
+    reward, advantage = look.flags.get("rm-type"), look.flags.get("advantage-estimator")
+    if advantage == "ppo":
         yield (
-            f"{look.key('n-samples-per-prompt')}: grpo compares the answers to one prompt, and with 1 answer every "
-            "advantage is 0: nothing would be learnt; take 2 at least"
+            f"{look.key('advantage-estimator')}: ppo trains a critic, which slime saves over the actor's checkpoint "
+            "(slime.md 2.2); take grpo, gspo, cispo or reinforce_plus_plus"
         )
-    if look.on("rm-type") and not look.on("label-key"):
-        yield f"{look.key('label-key')}: missing; the reward {look.flags['rm-type']} compares answers with it"
+    alone = look.count("n-samples-per-prompt") == 1 and not look.on("disable-rewards-normalization")
+    if advantage in _COMPARING and alone:  # slime/ray/rollout.py:691
+        yield (
+            f"{look.key('n-samples-per-prompt')}: {advantage} compares the answers to one prompt, and with 1 answer "
+            "every advantage is 0: nothing would be learnt; take 2 at least"
+        )
+    if environment and (look.on("rm-type") or look.on("custom-rm-path")):
+        key = look.key("rm-type" if look.on("rm-type") else "custom-rm-path")
+        yield f"{key}: `environment` gives the reward already; leave one of the two out"
+    if isinstance(reward, str):
+        if reward.removeprefix("boxed_") not in REWARDS:
+            near = difflib.get_close_matches(reward, REWARDS, n=2)
+            known = f"did you mean {' or '.join(near)}?" if near else f"slime has {', '.join(REWARDS)}"
+            yield f"{look.key('rm-type')}: slime has no reward {reward!r}; {known}"
+        if reward == "remote_rm" and not look.on("rm-url"):
+            yield f"{look.key('rm-url')}: missing; the reward remote_rm asks a server at that URL"
+        if not look.on("label-key"):
+            yield f"{look.key('label-key')}: missing; the reward {reward} compares answers with it"
+    low, high = look.flags.get("eps-clip"), look.flags.get("eps-clip-high")
+    if isinstance(low, int | float) and isinstance(high, int | float) and high < low:
+        yield f"{look.key('eps-clip-high')}: {high:g} is less than {look.key('eps-clip')} {low:g}"
 
 
 def _long_answers(look: _Look, stage: StageName) -> Iterator[str]:
@@ -140,6 +173,8 @@ def _schedule(look: _Look) -> Iterator[str]:
     if look.on("lr-warmup-fraction") and look.on("lr-warmup-iters"):
         yield f"{look.key('lr-warmup-iters')}: give it or {look.key('lr-warmup-fraction')}, not both (Megatron refuses)"
     lr, least = look.flags.get("lr"), look.flags.get("min-lr")
+    if isinstance(lr, int | float) and lr <= 0:
+        yield f"{look.key('lr')}: must be more than 0, not {lr:g}"
     if isinstance(lr, int | float) and isinstance(least, int | float) and least > lr:
         yield f"{look.key('min-lr')}: {least:g} is more than {look.key('lr')} {lr:g} (Megatron refuses)"
     warm, total = look.flags.get("lr-warmup-iters"), look.flags.get("num-rollout")
@@ -175,7 +210,9 @@ def _gpus(look: _Look, stage: StageName, machine: Machine, asynchronous: bool) -
         yield f"{each}: {said} are more than the pod has, {machine} (pod.gpu_count); slime would wait for them for ever"
     if look.count("actor-num-gpus-per-node") > machine.gpus_per_node:
         yield f"{look.key('actor-num-gpus-per-node')}: a node has {machine.gpus_per_node} GPUs (pod.gpu_count)"
-    if asynchronous and look.on("colocate"):
+    if stage == "sft" and look.on("colocate"):
+        yield f"{look.key('colocate')}: sft generates nothing, and its script (train_async.py) refuses it; leave it out"
+    elif asynchronous and look.on("colocate"):
         yield (
             "rollout.asynchronous: needs GPUs of its own to generate (train_async.py refuses colocate); set "
             "parallelism.rollout_gpus"

@@ -6,13 +6,16 @@ depends on the machine is worked out from it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from plugins.errors import UserError
+from plugins.slime.flag_table import known
 from plugins.slime.flags import Value
 
+_NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
 StageName = Literal["sft", "rl"]
 
 OWNED = {
@@ -28,6 +31,12 @@ OWNED = {
     "prompt-data": "set the recipe's `data`",
     "eval-prompt-data": "set the recipe's `evaluation.data`",
     "seed": "set the recipe's `seed`",
+    "debug-rollout-only": "nothing would be trained",
+    "load-debug-rollout-data": "old rollouts would be trained on",
+    "disable-rollout-global-dataset": "a checkpoint's data cursor comes from it",
+    "finetune": "Megatron would forget the iteration at each resume",
+    "ckpt-format": "checkpoints are sealed in the format torch_dist only",
+    "num-gpus-per-node": "set the recipe's `pod.gpu_count`",
     "custom-rollout-log-function-path": "progress is read from it",
     "custom-eval-rollout-log-function-path": "evaluations are read from it",
     "wandb-key": "Ray's job listing would show it; give WANDB_API_KEY among the recipe's secrets",
@@ -82,7 +91,16 @@ _RL: dict[str, Value] = {
     "adam-beta2": 0.98,
 }
 _ADAPTER = "plugins.http_env.adapter.generate"
-_OWN_REWARD = ("rm-type", "custom-rm-path", "custom-generate-function-path", "rollout-function-path")
+_OWN_REWARD = ("rm-type", "custom-rm-path", "rollout-function-path")
+
+
+def owned(name: str) -> str | None:
+    """Why a flag cannot be set, under any of its spellings; None for one that can."""
+    if not _NAME.fullmatch(name):
+        return "this is no name of a flag; write it without dashes in front and without a value"
+    flag = known().get(f"--{name}")
+    spellings = (name, *((flag.name, *flag.also) if flag else ()))
+    return next((OWNED[one] for one in (word.removeprefix("--") for word in spellings) if one in OWNED), None)
 
 
 @dataclass(frozen=True)
@@ -102,12 +120,17 @@ class Machine:
         return each if self.nodes == 1 else f"{self.nodes} nodes of {each}"
 
 
-def stage_defaults(stage: StageName, given: Mapping[str, Value], machine: Machine) -> dict[str, Value]:
-    """Flags for what `given` (the recipe's flags) leaves open. Raises UserError when GPUs cannot be shared out."""
+def stage_defaults(
+    stage: StageName, given: Mapping[str, Value], machine: Machine, *, environment: bool = False
+) -> dict[str, Value]:
+    """Flags for what `given` (the recipe's flags) leaves open. environment: there is one over HTTP.
+
+    Raises UserError when GPUs cannot be shared out.
+    """
     flags = _COMMON | (_SFT if stage == "sft" else _RL)
     if "lr-warmup-iters" in given:
         flags.pop("lr-warmup-fraction", None)  # Megatron takes one of the two
-    if stage == "rl" and not any(given.get(name) for name in _OWN_REWARD):
+    if stage == "rl" and (environment or not any(given.get(name) for name in _OWN_REWARD)):
         flags["custom-generate-function-path"] = _ADAPTER
     tensor = given.get("tensor-model-parallel-size")
     if isinstance(tensor, int) and tensor > 1:

@@ -16,7 +16,7 @@ from typing import Literal
 from plugins.errors import UserError
 from plugins.slime import hooks
 from plugins.slime.cross_checks import check_flags, fill_batches
-from plugins.slime.defaults import OWNED, Machine, stage_defaults
+from plugins.slime.defaults import Machine, owned, stage_defaults
 from plugins.slime.flags import Value, model_args, parse_argv, render
 from plugins.slime.restart import Restart, restart
 from plugins.slime.tracking import tracking_env
@@ -130,14 +130,20 @@ def trainer_flags(spec: TrainerSpec, architecture: Sequence[str] = ()) -> dict[s
     architecture: the model's own arguments, which come before all of them.
     """
     for name in spec.args:
-        if (reason := OWNED.get(name)) is not None:
+        if (reason := owned(name)) is not None:
             raise UserError(f"{spec.keys.get(name, f'extra_args.{name}')}: --{name} cannot be set: {reason}")
+    if twice := sorted(spec.tracking.keys() & spec.args.keys()):
+        raise UserError(f"extra_args.{twice[0]}: set twice: the recipe's `tracking` sets it too")
     if spec.data is None:
         raise UserError(f"stage {spec.stage} has no data: set the recipe's `data` to a .jsonl or .parquet file")
     if spec.save_interval < 1:
         raise UserError(f"`save_interval` must be at least 1, not {spec.save_interval}")
     shape = parse_argv(architecture) | {name: value for name, value in spec.args.items() if name in _SHAPE}
-    flags = stage_defaults(spec.stage, spec.args, spec.machine) | _weights(spec) | dict(spec.args)
+    flags = (
+        stage_defaults(spec.stage, spec.args, spec.machine, environment=spec.env_url is not None)
+        | _weights(spec)
+        | dict(spec.args)
+    )
     if not shape.get("multi-latent-attention"):
         flags.setdefault("attention-backend", "flash")  # slime's scripts set it for all models but those with MLA
     fill_batches(flags, spec.stage, spec.keys)
@@ -152,7 +158,15 @@ def trainer_flags(spec: TrainerSpec, architecture: Sequence[str] = ()) -> dict[s
     if spec.eval_data:
         flags["eval-prompt-data"] = [word for name, path in spec.eval_data.items() for word in (name, str(path))]
     gpus = spec.machine if spec.kind == "slime" else None
-    check_flags(flags, spec.stage, gpus, shape, spec.keys, asynchronous=spec.asynchronous)
+    check_flags(
+        flags,
+        spec.stage,
+        gpus,
+        shape,
+        spec.keys,
+        asynchronous=spec.script == "train_async.py",
+        environment=spec.env_url is not None,
+    )
     flags |= spec.tracking
     flags["save"] = str(spec.save_dir)
     flags["save-interval"] = spec.save_interval

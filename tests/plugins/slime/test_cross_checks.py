@@ -88,6 +88,15 @@ def test_asynchronous_rl_needs_gpus_of_its_own():
     assert flags["actor-num-gpus-per-node"] == 4 and "colocate" not in flags
 
 
+def test_supervised_training_never_shares_its_gpus_with_engines():
+    with pytest.raises(UserError, match="sft generates nothing, and its script"):
+        check("sft", asynchronous=True, colocate=True)
+
+
+def test_answers_are_compared_unless_that_is_switched_off():
+    assert check(n_samples_per_prompt=1, disable_rewards_normalization=True)["advantage-estimator"] == "grpo"
+
+
 def test_gpus_that_generate_are_taken_in_whole_nodes_from_a_cluster():
     flags = check(machine=Machine(2, 8), rollout_num_gpus=8)
     assert (flags["actor-num-nodes"], flags["actor-num-gpus-per-node"]) == (1, 8)

@@ -106,6 +106,17 @@ def test_a_command_gets_old_and_new_environment_names(tmp_path):
         build(spec(tmp_path, kind="command"))
 
 
+def test_an_environment_is_asked_whatever_draws_the_prompts_and_a_reward_of_slimes_own_needs_none(tmp_path):
+    fully = {**SMALL, "rollout-function-path": "slime.rollout.fully_async_rollout.generate_rollout_fully_async"}
+    asked = build(spec(tmp_path, kind="slime", init_dir=tmp_path, args=fully, env_url="http://e:1")).argv
+    assert value(asked, "--custom-generate-function-path") == "plugins.http_env.adapter.generate"
+    own = build(spec(tmp_path, kind="slime", init_dir=tmp_path, args={**SMALL, "rm-type": "math"})).argv
+    assert "--custom-generate-function-path" not in own
+    mine = {**SMALL, "custom-generate-function-path": "my.own.generate"}
+    argv = build(spec(tmp_path, kind="slime", init_dir=tmp_path, args=mine, env_url="http://e:1")).argv
+    assert value(argv, "--custom-generate-function-path") == "my.own.generate"
+
+
 def test_a_resume_loads_the_save_dir_and_starts_after_its_tracker(tmp_path):
     Trainer(tmp_path / "save").save(9)
     launch = build(spec(tmp_path, load_dir=tmp_path / "save"))
