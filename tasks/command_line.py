@@ -8,20 +8,24 @@ from pathlib import Path
 from blocks.recipe import Recipe, RLSection, StageName
 from plugins.errors import UserError
 from plugins.slime import flag_table
-from plugins.slime.launch import Launch, build
-from plugins.slime.models import check_model_name
+from plugins.slime.cross_checks import check_flags
+from plugins.slime.flags import Value, parse_argv
+from plugins.slime.launch import Launch, TrainerSpec, build
+from plugins.slime.models import check_model_name, shape_of_model
 from tasks.save_interval import DEFAULT_ROLLOUTS
 from tasks.stage_data import StageData
 from tasks.trainer_spec import Places, keys_of, trainer_spec
 
 POD = Path("/root/trainstack")
 SLIME = Path(__file__).resolve().parents[1] / "slime"
+LATENT = "multi-latent-attention"
 
 
 def command_line(recipe: Recipe, name: StageName, data: StageData | None, *, slime_dir: Path = SLIME) -> Launch:
-    """Build it. slime_dir: a checkout of slime here, for the model's arguments; without one they are missing.
+    """Build it. slime_dir: a checkout of slime here, for the model's arguments.
 
-    Raises UserError that names the recipe's key for what cannot work.
+    Without one they are missing in the line, which the launch's notes say; the checks know the model's shape all the
+    same (`plugins.slime.models`). Raises UserError that names the recipe's key for what cannot work.
     """
     section, stage_dir = recipe.stage(name), POD / "runs/<run>" / name
     init = recipe.rl.init if name == "rl" and recipe.rl else None
@@ -47,12 +51,36 @@ def command_line(recipe: Recipe, name: StageName, data: StageData | None, *, sli
         save_interval=DEFAULT_ROLLOUTS if section.save_interval == "auto" else section.save_interval,
         data_rows=data.rows if data else None,
     )
-    launch = build(spec if known else replace(spec, model=None))
+    launch = build(spec) if known or spec.kind != "slime" else _without_slime(spec)
     if spec.kind == "slime":
         found = flag_table.problems(launch.argv[2:], flag_table.known())
         if found:
             raise UserError("\n".join(_with_key(line, keys_of(recipe, name)) for line in found))
     return launch
+
+
+def _without_slime(spec: TrainerSpec) -> Launch:
+    """The command line without the model's arguments, checked against the shape that these would give."""
+    shape = shape_of_model(spec.model)
+    own: Mapping[str, Value] = {"attention-backend": None} if shape.get(LATENT) else {}  # as `trainer_flags` has it
+    launch = build(replace(spec, model=None, args={**own, **spec.args}))
+    if not spec.model:
+        return launch
+    flags = parse_argv(launch.argv)
+    check_flags(
+        flags,
+        spec.stage,
+        spec.machine,
+        {**shape, **{name: value for name, value in flags.items() if name in shape}},
+        spec.keys,
+        asynchronous=spec.script == "train_async.py",
+        environment=spec.env_url is not None,
+    )
+    note = (
+        f"the arguments of {spec.model} are not in this line: slime is not checked out here "
+        "(git submodule update --init slime); on the pod they come first"
+    )
+    return replace(launch, notes=(*launch.notes, note))
 
 
 def _with_key(problem: str, keys: Mapping[str, str]) -> str:

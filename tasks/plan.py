@@ -18,7 +18,7 @@ from plugins.lium.gpu_names import same_gpu
 from plugins.lium.hosts import Fabric, Host
 from plugins.lium.limits import money
 from plugins.lium.offers import Estimate, Offer, Ranking, Rest, Wish, rank, rank_clusters, shortlist
-from tasks.checkpoint_size import BYTES_PER_PARAMETER, SMALL_MODEL, parameters_of
+from tasks.checkpoint_size import room_of
 
 CENT = 0.01
 TOLERANCE = 1e-9  # a budget of exactly one period is enough
@@ -91,7 +91,7 @@ class Plan:
 
 def wish_of(recipe: Recipe) -> Wish:
     """What the recipe asks of a host."""
-    pod = recipe.pod
+    pod, (disk_gb, disk_for) = recipe.pod, _disk(recipe)
     return Wish(
         gpus=tuple(pod.gpus),
         gpu_count=pod.gpu_count,
@@ -99,7 +99,8 @@ def wish_of(recipe: Recipe) -> Wish:
         max_price_per_gpu_hour=pod.max_price_per_gpu_hour,
         countries=tuple(dict.fromkeys(code.upper() for code in pod.countries)),
         min_download_mbps=pod.min_download_mbps,
-        min_disk_gb=_disk_gb(recipe),
+        min_disk_gb=disk_gb,
+        disk_for=disk_for,
         min_ram_gb=pod.min_ram_gb,
         min_cuda=pod.min_cuda,
         min_driver=pod.min_driver,
@@ -109,15 +110,12 @@ def wish_of(recipe: Recipe) -> Wish:
     )
 
 
-def _disk_gb(recipe: Recipe) -> float | None:
-    """Free disk in GB that a host must list: what the recipe says, and room for the checkpoints that stay on the pod.
-
-    Those are the newest `checkpoint.keep`, and the one that is being written.
-    """
-    parameters = parameters_of(recipe)
-    number = recipe.checkpoint.keep + 1
-    room = number * parameters * BYTES_PER_PARAMETER / 1e9 if parameters and parameters > SMALL_MODEL else None
-    return max((size for size in (recipe.pod.min_disk_gb, room) if size is not None), default=None)
+def _disk(recipe: Recipe) -> tuple[float | None, str | None]:
+    """Free disk in GB that a host must list, and what for: what the recipe says (None), or more for the checkpoints."""
+    said, room = recipe.pod.min_disk_gb, room_of(recipe)
+    if room is None or (said is not None and said >= room.total_gb):
+        return said, None
+    return room.total_gb, str(room)
 
 
 def check_wish(market: Market, wish: Wish, hosts: Sequence[Host] | None = None) -> None:

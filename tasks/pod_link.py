@@ -18,7 +18,7 @@ from plugins.lium.preflight import Check, Limits, preflight
 from plugins.lium.tunnel import PodConnection, known_hosts_file
 from plugins.rayjobs.settings import LOOPBACK
 from tasks.api_door import ApiDoor
-from tasks.checkpoint_size import checkpoint_gb
+from tasks.checkpoint_size import checkpoint_gb, most_at_once
 from tasks.nodes import RAY_STATE, node_env, node_name
 from tasks.run import Run
 from tasks.stage_contract import WORK_POOL
@@ -149,7 +149,7 @@ def limits_of(recipe: Recipe, api_url: str | None, checkpoint_gb: float | None =
         min_download_mbps=own.min_download_mbps or pod.min_download_mbps,
         download_url=own.download_url,
         checkpoint_gb=checkpoint_gb,
-        checkpoints=recipe.checkpoint.keep + 1,
+        checkpoints=most_at_once(recipe),
         max_clock_skew_s=own.max_clock_skew_s,
         min_shm_gb=own.min_shm_gb,
         api_url=api_url,
@@ -229,6 +229,8 @@ def ray_argv(recipe: Recipe, program: str, pod: PodRow, node: PodRow) -> list[st
     argv = ["python", "-m", f"plugins.rayjobs.{program}", "--state", RAY_STATE, "--num-cpus", str(cpus)]
     if recipe.trainer.kind == "slime":
         argv += ["--num-gpus", str(gpus), "--cwd", recipe.trainer.slime_dir, "--python", recipe.trainer.python]
+    if recipe.trainer.kind == "command":  # its driver is the image's python, so its actors must be too
+        argv += ["--cwd", recipe.trainer.slime_dir, "--python", recipe.trainer.python, "--or-own"]
     if pod.members:
         argv += ["--node-name", node_name(pod.ids.index(node.id)), "--node-ip", node.overlay_ip or LOOPBACK]
     return argv

@@ -9,10 +9,18 @@ from plugins.lium.gpu_memory import least_memory_gb
 from plugins.slime.cross_checks import advice
 from plugins.slime.flags import Value, parse_argv
 from plugins.slime.launch import Launch
-from plugins.slime.memory import Need, fits, need, parameters
+from plugins.slime.memory import Need, fits, need, offloaded
+from plugins.slime.model_size import Size, model_size
+from plugins.slime.models import shape_of_model
 from tasks.checkpoint_size import parameters_of
 from tasks.command_line import placed
 from tasks.trainer_spec import keys_of, machine_of
+
+OFFLOAD = (
+    "set extra_args.optimizer-cpu-offload and extra_args.use-precision-aware-optimizer to true (the host's memory "
+    "keeps the optimizer)"
+)
+"""Megatron-LM's validate_args wants the second with the first."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +39,8 @@ def stage_fit(recipe: Recipe, name: StageName, launch: Launch, counted: float | 
     """
     flags = parse_argv(launch.argv)
     machine, gpu_gb = machine_of(recipe), least_memory_gb(recipe.pod.gpus)
-    count = counted or parameters(parse_argv(launch.architecture)) or parameters_of(recipe)
-    wanted = need(count, flags, machine) if count else None
+    size = _size(recipe, flags, counted)
+    wanted = need(size, flags, machine) if size else None
     said = [placed(line, name) for line in advice(flags, name, machine, keys_of(recipe, name))]
     if wanted is None or gpu_gb is None:
         return Fit(wanted, gpu_gb, said)
@@ -40,12 +48,31 @@ def stage_fit(recipe: Recipe, name: StageName, launch: Launch, counted: float | 
     if verdict is False:
         raise UserError(
             f"parallelism: the model needs {wanted}, and {_smallest(recipe)} has "
-            f"{gpu_gb:.0f} GB: raise tensor or pipeline, pod.gpu_count (the optimizer is spread over the GPUs), or "
-            "take a larger pod.gpu"
+            f"{gpu_gb:.0f} GB: {_remedies(size, flags)}"
         )
     if verdict is None:
         said.append(f"{name}.parallelism: the model needs {wanted}: little is left of the {gpu_gb:.0f} GB there are")
     return Fit(wanted, gpu_gb, said + _engine(recipe, name, flags, wanted, gpu_gb))
+
+
+def _size(recipe: Recipe, flags: Mapping[str, Value], counted: float | None) -> Size | None:
+    """Parameters as the Hub counted them, else by the shape in the command line or in the table of slime's models."""
+    shaped = model_size({**shape_of_model(recipe.model.name), **flags})
+    if counted:
+        return Size(counted, shaped.experts if shaped else None)
+    if shaped:
+        return shaped
+    named = parameters_of(recipe)
+    return Size(named, None) if named else None
+
+
+def _remedies(size: Size | None, flags: Mapping[str, Value]) -> str:
+    """What makes the part of a GPU smaller, the cheapest first."""
+    ways = [] if offloaded(flags) == 1 else [OFFLOAD]
+    sizes = "tensor, pipeline or expert" if size is None or size.experts != 0 else "tensor or pipeline"
+    ways.append(f"raise parallelism.{sizes}")
+    ways.append("raise pod.gpu_count" + ("" if offloaded(flags) == 1 else " (the optimizer is spread over the GPUs)"))
+    return ", ".join(ways) + ", or take a larger pod.gpu"
 
 
 def _engine(recipe: Recipe, name: StageName, flags: Mapping[str, Value], wanted: Need, gpu_gb: float) -> list[str]:

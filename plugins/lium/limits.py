@@ -25,7 +25,8 @@ class Wish:
     """What the pod must be. `gpus` in order of preference; USD per GPU-hour; GB of 10^9 bytes; Mbit/s; None: any.
 
     `countries` are two-letter codes in capitals, empty: anywhere. `min_driver` is a version such as "570.86". `nodes`:
-    how many hosts of one fabric are wanted together, each with `gpu_count` GPUs.
+    how many hosts of one fabric are wanted together, each with `gpu_count` GPUs. `disk_for`: what `min_disk_gb` was
+    worked out from, None where the recipe gave it.
     """
 
     gpus: tuple[str, ...]
@@ -35,6 +36,7 @@ class Wish:
     countries: tuple[str, ...] = ()
     min_download_mbps: float | None = None
     min_disk_gb: float | None = None
+    disk_for: str | None = None
     min_ram_gb: float | None = None
     min_cuda: float | None = None
     min_driver: str | None = None

@@ -2,21 +2,27 @@
 
 Megatron keeps on each GPU its part of the weights in bf16 (2 bytes a parameter), of the gradients in fp32 (4, because
 the launcher accumulates in fp32) and of the optimizer: an fp32 copy and Adam's two moments (12), spread over the data
-parallel replicas (slime sets --use-distributed-optimizer). Activations, the logits of a micro batch, CUDA itself and
-NCCL's buffers come on top and are estimated with a fixed part.
+parallel replicas (slime sets --use-distributed-optimizer) or kept by the host (--optimizer-cpu-offload). Experts are
+divided by other sizes than the rest, so they are counted apart. Activations, the logits of a micro batch, CUDA itself
+and NCCL's buffers come on top and are estimated with a fixed part.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from plugins.slime.defaults import Machine
 from plugins.slime.flags import Value
+from plugins.slime.model_size import Size, number
 
 GB = 1e9
-WEIGHT_BYTES, GRADIENT_BYTES, OPTIMIZER_BYTES = 2, 4, 12
+WEIGHT_BYTES, GRADIENT_BYTES = 2, 4
+_STATES = ("main-params-dtype", "exp-avg-dtype", "exp-avg-sq-dtype")
+"""The three parts of the optimizer, fp32 where --use-precision-aware-optimizer does not let these flags say less."""
+_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "fp8": 1}
+_SHARDED = ("use-megatron-fsdp", "use-torch-fsdp2")
+_FROZEN = ("only-train-params-name-list", "freeze-params-name-list")
 HEADROOM = 0.8
 """Part of a GPU's memory that weights, gradients and optimizer may take before a warning: the rest is activations."""
 
@@ -40,37 +46,48 @@ class Need:
         return f"{self.total_gb:.0f} GB on each GPU that trains ({parts}), activations besides"
 
 
-def parameters(shape: Mapping[str, Value]) -> float | None:
-    """Number of parameters of a model from its architecture flags (slime's MODEL_ARGS); None when they do not say.
+def need(size: Size, flags: Mapping[str, Value], machine: Machine) -> Need:
+    """What a training GPU must hold of a model of this size; of layers that are spread unevenly the mean.
 
-    Right to some percent for dense decoders with grouped attention; experts are counted in every layer.
+    Megatron-LM core/parallel_state.py: experts are divided by expert, expert tensor (the tensor size where not given)
+    and pipeline parallel size, all else by tensor and pipeline; the optimizer of each part over its own replicas.
+    Where it is not known which parameters are experts, all are taken as divided by the larger of the two.
     """
-    layers, hidden, vocabulary = (_size(shape, name) for name in ("num-layers", "hidden-size", "vocab-size"))
-    if not layers or not hidden or not vocabulary:
-        return None
-    heads = _size(shape, "num-attention-heads") or 1
-    head_dim = _size(shape, "kv-channels") or hidden / heads
-    groups = (_size(shape, "num-query-groups") if shape.get("group-query-attention") else None) or heads
-    attention = 2 * hidden * heads * head_dim + 2 * hidden * groups * head_dim
-    wide = 3 if shape.get("swiglu") else 2
-    feed = wide * hidden * (_size(shape, "ffn-hidden-size") or 4 * hidden)
-    experts = _size(shape, "num-experts")
-    if experts:
-        feed = wide * hidden * (_size(shape, "moe-ffn-hidden-size") or 0) * experts
-        feed += wide * hidden * (_size(shape, "moe-shared-expert-intermediate-size") or 0)
-    tables = 2 if shape.get("untie-embeddings-and-output-weights") else 1
-    return layers * (attention + feed) + tables * vocabulary * hidden
-
-
-def need(count: float, flags: Mapping[str, Value], machine: Machine) -> Need:
-    """What a training GPU must hold of a model with so many parameters. Experts are taken as spread evenly."""
-    split = max(_flag(flags, "tensor-model-parallel-size"), _flag(flags, "expert-model-parallel-size"))
-    part = count / (split * _flag(flags, "pipeline-model-parallel-size"))
-    training = _flag(flags, "actor-num-nodes", machine.nodes) * _flag(
+    tensor, pipeline = _flag(flags, "tensor-model-parallel-size"), _flag(flags, "pipeline-model-parallel-size")
+    expert_split = _flag(flags, "expert-model-parallel-size") * _flag(flags, "expert-tensor-parallel-size", tensor)
+    gpus = _flag(flags, "actor-num-nodes", machine.nodes) * _flag(
         flags, "actor-num-gpus-per-node", machine.gpus_per_node
     )
-    shards = max(1.0, training / (split * _flag(flags, "pipeline-model-parallel-size")))
-    return Need(count, part * WEIGHT_BYTES / GB, part * GRADIENT_BYTES / GB, part * OPTIMIZER_BYTES / shards / GB)
+    if size.experts is None:
+        parts = [(size.parameters, max(tensor, expert_split) * pipeline)]
+    else:
+        experts = min(size.experts, size.parameters)
+        parts = [(size.parameters - experts, tensor * pipeline), (experts, expert_split * pipeline)]
+    held = sum(count / split for count, split in parts)
+    owned = sum(count / max(split, gpus) for count, split in parts)
+    if any(flags.get(name) for name in _SHARDED):
+        held = owned
+    gradient, optimizer = _training_bytes(flags)
+    weight = 1 if flags.get("fp8-param-gather") else WEIGHT_BYTES
+    return Need(size.parameters, held * weight / GB, held * gradient / GB, owned * optimizer / GB)
+
+
+def offloaded(flags: Mapping[str, Value]) -> float:
+    """Part of the optimizer that the host's memory keeps, 0 to 1: --optimizer-cpu-offload, by default all of it."""
+    if not flags.get("optimizer-cpu-offload"):
+        return 0.0
+    part = number(flags, "optimizer-offload-fraction")
+    return 1.0 if part is None else min(1.0, max(0.0, part))
+
+
+def _training_bytes(flags: Mapping[str, Value]) -> tuple[float, float]:
+    """Bytes of gradient and of optimizer for each parameter on the GPU; of frozen parameters there are none."""
+    if any(flags.get(name) for name in _FROZEN):
+        return 0, 0  # how many parameters the patterns leave is not known
+    short = flags.get("grad-reduce-in-bf16") or flags.get("main-grads-dtype") == "bf16"
+    precise = flags.get("use-precision-aware-optimizer")
+    states = sum(_BYTES.get(str(flags.get(name)), 4) if precise else 4 for name in _STATES)
+    return WEIGHT_BYTES if short else GRADIENT_BYTES, states * (1 - offloaded(flags))
 
 
 def fits(wanted: Need, gpu_gb: float) -> bool | None:
@@ -80,10 +97,5 @@ def fits(wanted: Need, gpu_gb: float) -> bool | None:
     return True if wanted.total_gb <= HEADROOM * gpu_gb else None
 
 
-def _size(shape: Mapping[str, Value], name: str) -> float | None:
-    value: Any = shape.get(name)
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
-
-
 def _flag(flags: Mapping[str, Value], name: str, default: float = 1) -> float:
-    return _size(flags, name) or default
+    return number(flags, name) or default

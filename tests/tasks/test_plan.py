@@ -85,6 +85,14 @@ def test_the_wish_carries_every_limit_of_the_recipe() -> None:
     )
 
 
+def test_the_disk_is_for_the_checkpoints_unless_the_recipe_asks_for_more() -> None:
+    sections = {"model": {"name": "mine-4B"}, "sft": {"data": "x", "num_rollout": 100, "save_interval": 20}}
+    wish = wish_of(Recipe.model_validate({"name": "r", **sections}))
+    assert (wish.min_disk_gb, wish.disk_for) == (256, "4 checkpoints of 64 GB (mine-4B)")
+    wish = wish_of(Recipe.model_validate({"name": "r", **sections, "pod": {"gpu": "H200", "min_disk_gb": 300}}))
+    assert (wish.min_disk_gb, wish.disk_for) == (300, None)
+
+
 # -- mistakes --------------------------------------------------------------------------------------------------------
 
 

@@ -90,7 +90,7 @@ WRONG: list[tuple[str, dict[str, Any], str]] = [
     (
         "model too large",
         {"pod.gpu_count": 2, "model.name": "qwen3-32B"},
-        "rl.parallelism: the model needs 288 GB",
+        "rl.parallelism: the model needs 295 GB",
     ),
     (
         "more prompts than rows",
