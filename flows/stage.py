@@ -12,11 +12,13 @@ from uuid import UUID
 from prefect import flow, get_run_logger
 from prefect.client.orchestration import get_client
 from prefect.client.schemas.objects import State
+from prefect.logging.handlers import APILogWorker
 from prefect.runtime import flow_run
 from prefect.states import Cancelled, Completed, Crashed, Failed
 
 from plugins.errors import Fenced, TrainstackError
 from tasks import artifacts
+from tasks.line_budget import LineBudget
 from tasks.nodes import stage_root
 from tasks.redact import redactor
 from tasks.stage_attempt import Stage, StageEnded
@@ -27,23 +29,31 @@ from tasks.stores import SECRET_NAMES
 from tasks.train_stage import train_stage
 
 LONGEST_LINE = 2000
+LOGS_S = 10.0
 CANCEL_STATES = frozenset({"Cancelling", "Cancelled"})
 
 
 @flow(name="slime-stage", retries=0, persist_result=False)
 def slime_stage(order: StageOrder) -> State[Any]:
     """Train one stage on this pod: restore, start the trainer, follow it, seal and publish its checkpoints."""
+    try:
+        return _carry_through(order)
+    finally:
+        APILogWorker.drain_all(timeout=LOGS_S)  # the pod may be given back as soon as the final state is known
+
+
+def _carry_through(order: StageOrder) -> State[Any]:
     logger = get_run_logger()
     redact = redactor([*order.recipe.secrets, *SECRET_NAMES])
-    own_id = UUID(str(flow_run.id))
+    own_id, budget = UUID(str(flow_run.id)), LineBudget()
 
     def log(message: str) -> None:
         text = redact(message)
         (logger.warning if text.startswith("WARNING ") else logger.info)(text.removeprefix("WARNING "))
 
     def trainer_log(line: str) -> None:
-        if line.strip():
-            logger.info(redact(line[:LONGEST_LINE]))
+        for one in budget.take(line) if line.strip() else ():
+            logger.info(redact(one[:LONGEST_LINE]))
 
     with StageReporter(order.run_id, own_id, interval_s=order.recipe.heartbeat_s, log=log) as reporter:
         stage = Stage(order, reporter, log, trainer_log, root=stage_root(order.recipe))
@@ -58,6 +68,8 @@ def slime_stage(order: StageOrder) -> State[Any]:
         except TrainstackError as error:
             return Failed(message=redact(f"{type(error).__name__}: {error}"))
         finally:
+            for line in budget.rest():
+                log(line)
             _guarded(log, lambda: _draw(stage, own_id))
         _guarded(log, lambda: _publish(result, own_id))
     return Completed(message=result.model_dump_json())

@@ -19,6 +19,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from plugins.errors import ControlPlaneError, TrainstackError, UserError
@@ -99,6 +100,8 @@ def _start(settings: HeadSettings, temp_dir: Path) -> HeadInfo:
 
     Raises ControlPlaneError with the end of what Ray said.
     """
+    if settings.or_own:
+        settings = _as_found(settings)
     token = new_token(settings.state)
     log = settings.state / "ray-start.log"
     deadline = time.monotonic() + settings.start_timeout_s
@@ -133,6 +136,19 @@ def _start(settings: HeadSettings, temp_dir: Path) -> HeadInfo:
         head_pid=os.getppid(),
         guard_pid=os.getpid(),
     )
+
+
+def _as_found(settings: HeadSettings) -> HeadSettings:
+    """Without an interpreter that has no Ray, and without a folder that is not there: a command may need neither."""
+    python, cwd = settings.python, settings.cwd
+    try:
+        tried = subprocess.run([python, "-c", "import ray"], capture_output=True, timeout=60, check=False).returncode
+    except (OSError, subprocess.TimeoutExpired):
+        tried = 1
+    if tried != 0:
+        print(f"ray head: {python} has no Ray; actors run under {sys.executable}", file=sys.stderr)
+        python = sys.executable
+    return replace(settings, python=python, cwd=cwd if cwd is not None and cwd.is_dir() else None)
 
 
 def _answers(dashboard: str, token: Path, job: bytes | None = None) -> bool:

@@ -44,6 +44,7 @@ def parse(argv: Sequence[str] | None, program: str = "head") -> HeadSettings:
     add("--store-bytes", type=int, help="size of the object store")
     add("--start-timeout-s", type=float, default=90.0, help="give up after this many seconds")
     add("--python", default=sys.executable, help="interpreter of Ray and of what runs in it (default: this one)")
+    add("--or-own", action="store_true", help="where --python has no Ray or --cwd is not there, do without")
     add("--node-ip", default=LOOPBACK, help=f"address at which other nodes reach this one (default {LOOPBACK})")
     add("--node-name", help="name of this node among the others (default: its address)")
     add("--head", help="host:port of the head to join", required=program == "worker")

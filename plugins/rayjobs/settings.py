@@ -35,7 +35,8 @@ class HeadSettings:
 
     num_gpus None: Ray looks itself; store_bytes None: small without GPUs, Ray's own default (30% of memory) with them.
     node_ip: the address at which other nodes reach this one; head: `host:port` of the head that a worker joins, None
-    for the head itself. python: starts Ray, and so runs what runs in it: actors need the one that has slime.
+    for the head itself. python: starts Ray, and so runs what runs in it: actors need the one that has slime. or_own:
+    where that one has no Ray, or `cwd` is not there, do without.
     """
 
     state: Path
@@ -45,6 +46,7 @@ class HeadSettings:
     store_bytes: int | None = None
     start_timeout_s: float = 90.0
     python: str = sys.executable
+    or_own: bool = False
     node_ip: str = LOOPBACK
     node_name: str | None = None
     head: str | None = None

@@ -70,6 +70,7 @@ def check_scripts(command: str | list[str], folder: Path) -> None:
 
     folder: what relative paths start at. A path put together from variables cannot be followed. Raises UserError.
     """
+    _check_there(_split(command), folder)
     waiting, seen = [(_split(command), folder)], set[Path]()
     while waiting:
         words, start = waiting.pop()
@@ -81,6 +82,20 @@ def check_scripts(command: str | list[str], folder: Path) -> None:
                 text = file.read(SCRIPT_LIMIT_BYTES).decode(errors="replace")
             check_command(text, str(path))
             waiting.append((_split(text), start))
+
+
+def _check_there(words: list[str], folder: Path) -> None:
+    """A script that the command itself starts or reads must be on the pod, or it fails there attempt by attempt.
+
+    A command that changes its folder may mean another place by a relative path.
+    """
+    moves = "cd" in words or "pushd" in words
+    for before, word in zip(["", *words], words, strict=False):
+        started = before in ("", "bash", "sh", "source", ".", "exec")
+        if started and word.endswith((".sh", ".bash")) and "$" not in word and not (folder / word).is_file():
+            if moves and not word.startswith("/"):
+                continue
+            raise UserError(f"the command: there is no script {word} on the pod (relative paths start in {folder})")
 
 
 def _split(command: str | list[str]) -> list[str]:

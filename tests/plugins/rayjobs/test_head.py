@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from plugins.errors import ControlPlaneError
+from plugins.rayjobs.guard import _as_found
 from plugins.rayjobs.head import parse
 from plugins.rayjobs.settings import ray_start_argv, read_info
 
@@ -54,3 +55,21 @@ def test_ray_is_started_by_the_interpreter_that_has_the_trainer(tmp_path):
     settings = parse(["--state", str(tmp_path), "--num-cpus", "2", "--python", "/usr/bin/python3"])
     assert ray_start_argv(settings, tmp_path)[0] == "/usr/bin/python3"
     assert ray_start_argv(parse(["--state", str(tmp_path), "--num-cpus", "2"]), tmp_path)[0] == sys.executable
+
+
+def test_a_command_does_without_an_interpreter_that_has_no_ray_and_a_folder_that_is_not_there(tmp_path):
+    words = [
+        "--state",
+        str(tmp_path),
+        "--num-cpus",
+        "2",
+        "--python",
+        "/no/such/python3",
+        "--cwd",
+        "/no/such",
+        "--or-own",
+    ]
+    found = _as_found(parse(words))
+    assert (found.python, found.cwd) == (sys.executable, None)
+    kept = _as_found(parse([*words, "--python", sys.executable, "--cwd", str(tmp_path)]))
+    assert (kept.python, kept.cwd) == (sys.executable, tmp_path)

@@ -82,7 +82,10 @@ def test_scripts_that_a_command_runs_are_looked_into_on_the_pod(tmp_path: Path) 
         with pytest.raises(UserError, match=r"inner\.sh: `/usr/bin/pkill`"):
             check_scripts(command, tmp_path)
     (tmp_path / "inner.sh").write_text("source run.sh\npython3 train.py\n")
-    check_scripts("bash run.sh; bash missing.sh", tmp_path)
+    check_scripts("bash run.sh; cd /x && bash elsewhere.sh", tmp_path)
+    for command in ("bash run.sh; bash missing.sh", "/no/such/missing.sh --fast", "cd /x; bash /no/such/missing.sh"):
+        with pytest.raises(UserError, match=r"no script \S*missing\.sh on the pod"):
+            check_scripts(command, tmp_path)
     check_scripts('echo "no partner', tmp_path)
 
 
