@@ -170,21 +170,21 @@ def plan(
 ) -> None:
     """Show what a run would rent, why, what it could cost, and whether its stages fit. Rents nothing."""
     wanted = load_recipe(recipe)
-    from tasks.check_recipe import check_stores_named
+    from tasks.check_recipe import check_keys
     from tasks.lium_account import open_account
     from tasks.lium_command import lium_command
     from tasks.plan import make_plan
     from tasks.plan_view import plan_view
-    from tasks.stage_plan import plan_stages, stages_view
+    from tasks.stage_plan import plan_recipe, recipe_view
 
-    check_stores_named(wanted)
-    stages = None if lium else plan_stages(wanted)
+    check_keys(wanted)
+    found = None if lium else plan_recipe(wanted)
     with _known_client() as client:
         from tasks.common_knowledge import resting_hosts
 
         resting = resting_hosts(client) if client and wanted.pod.bad_host_hours else {}
-    if stages is not None:
-        out.print(stages_view(stages, commands=commands))
+    if found is not None:
+        out.print(recipe_view(found, commands=commands))
     made = make_plan(wanted, open_account(wanted), resting, time.time())
     if lium:
         print(lium_command(made))
@@ -215,8 +215,9 @@ def export(
     python: Annotated[str, typer.Option(help="Interpreter that has slime.")] = "python3",
 ) -> None:
     """Make a Hugging Face folder of a Megatron checkpoint with slime's own tool, and check it. Run it on the pod."""
-    from plugins.slime.export import export_by_tool
+    from plugins.slime.export import check_export_inputs, export_by_tool
 
+    check_export_inputs(iteration.absolute(), origin.absolute())
     export_by_tool(
         iteration.absolute(),
         output.absolute(),

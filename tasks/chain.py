@@ -10,11 +10,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
-from blocks.recipe import RLSection, StageName
+from blocks.recipe import StageName
 from plugins.errors import ControlPlaneError, PodLost, TrainstackError, UserError
 from plugins.lium import budget
 from plugins.lium.pods import PodRow
-from tasks.check_recipe import Checked
+from tasks.check_recipe import Checked, start_checkpoint
 from tasks.model_shape import check_same_model
 from tasks.pod_ledger import was_lost
 from tasks.provision_pod import drop_pod, provision_pod
@@ -232,22 +232,11 @@ class _Chain:
         )
 
     def _init(self, name: StageName) -> InitFrom | None:
-        section = self._run.recipe.stage(name)
-        if not isinstance(section, RLSection) or section.init is None:
-            return None
-        run_id, stage = self._run.run_id, "sft"
-        if section.init.startswith("run:"):
-            run_id, _, stage = section.init.removeprefix("run:").partition("/")
-        newest = self._run.store.latest(run_id, stage)
+        newest = start_checkpoint(self._run.recipe, self._run.store, self._run.run_id) if name == "rl" else None
         if newest is None:
-            raise UserError(
-                f"rl.init is '{section.init}', but {self._run.store.uri} has no checkpoint of {run_id}/{stage}. Run "
-                "that stage first, or leave init out to start from model.hf_checkpoint."
-            )
-        what = f"rl.init is '{section.init}', so {name} would begin with"
-        check_same_model(newest, self._run.recipe, what, "Use the model that was trained, or another rl.init.")
+            return None
         return InitFrom(
-            run_id=run_id,
+            run_id=newest.run_id,
             stage=newest.stage,
             iteration=newest.iteration,
             uri=self._run.store.uri_of(newest),

@@ -1,4 +1,9 @@
-"""Everything that can be known to be wrong with a run before a pod is paid for."""
+"""Everything that can be known to be wrong with a run before a pod is paid for, for `run` and for `plan`.
+
+`check_keys` and `look_at_stage` need no credentials, and the network only for data on the Hub; `missing_here` says what
+this machine has not set; `check_recipe` is all of it, and asks the stores and the Hub too. A plan shows as a line what
+a run would still need, and refuses what no environment could make right (`stage_plan.py`).
+"""
 
 import os
 from dataclasses import dataclass, field
@@ -6,9 +11,11 @@ from dataclasses import dataclass, field
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from blocks.recipe import Recipe, StageName
+from blocks.recipe import Recipe, RLSection, StageName
 from plugins.checkpoints.hub.place import HubPlace
+from plugins.checkpoints.manifest import Manifest
 from plugins.checkpoints.push import check_target
+from plugins.checkpoints.stores import CheckpointStore
 from plugins.checkpoints.stores.open import open_store
 from plugins.errors import Refused, UserError
 from plugins.lium.offers import Ranking
@@ -20,11 +27,13 @@ from plugins.tinyslime.flags import known_flags, parse
 from tasks.base_model import BaseModel, check_base_model
 from tasks.command_line import about, command_line
 from tasks.lium_account import check_money, rents_locally
+from tasks.model_shape import check_same_model
 from tasks.nodes import check_nodes
 from tasks.plan import check_budget, wish_of
-from tasks.stage_data import StageData, check_data, check_evaluation
-from tasks.stage_fit import stage_fit
+from tasks.stage_data import DataUnseen, StageData, check_data, check_evaluation
+from tasks.stage_fit import Fit, stage_fit
 from tasks.stores import store_env, stores_here
+from tasks.unused_keys import unused_keys, unused_stage_keys
 
 
 @dataclass(frozen=True)
@@ -40,57 +49,135 @@ class Checked:
     base: BaseModel | None = None
 
 
+@dataclass(frozen=True)
+class StageLook:
+    """One stage. data None: there is none, or `unseen` says why it was not looked at; launch None: a `command`, or
+    unknown without the data; last: its last iteration, None where unknown.
+    """
+
+    name: StageName
+    data: StageData | None
+    eval_data: dict[str, StageData]
+    unseen: str | None
+    launch: Launch | None
+    fit: Fit | None
+    last: int | None
+    advice: list[str]
+
+
 def check_recipe(recipe: Recipe, stages: list[StageName]) -> Checked:
     """Check secrets, money, store, trainer flags, batch sizes and data of these stages.
 
-    Raises UserError (or Refused) that names the recipe's key or the data's file and row. Changes nothing.
+    Raises UserError (or Refused) that names the recipe's key or the data's file and row. Rents nothing; the stores are
+    written to, to see that they can be.
     """
-    advice: list[str] = []
-    missing = [name for name in recipe.secrets if not os.environ.get(name)]
-    if missing:
-        raise UserError(f"Recipe '{recipe.name}': secrets: {', '.join(missing)} not set in this environment.")
+    check_money(recipe)
+    check_keys(recipe)
+    if missing := missing_here(recipe):
+        raise UserError("\n".join(missing))
+    advice = unused_keys(recipe)
+    base = check_base_model(recipe, advice.append) if recipe.trainer.kind == "slime" else None
+    looks = [look_at_stage(recipe, name, base) for name in stages]
+    store = stores_here(recipe)
+    store.check()
+    for target in _push_targets(recipe, stages):
+        check_target(target, public=recipe.milestones.public)
+    return Checked(
+        data={look.name: look.data for look in looks if look.data},
+        eval_data={look.name: look.eval_data for look in looks},
+        last={look.name: look.last for look in looks},
+        advice=advice + [line for look in looks for line in look.advice],
+        base=base,
+    )
+
+
+check_recipe_task = task(name="check-recipe", cache_policy=NO_CACHE, persist_result=False)(check_recipe)
+
+
+def check_keys(recipe: Recipe) -> None:
+    """Refuse what the recipe's own words rule out, outside of its stages. Asks nobody and needs no credentials."""
     if shown := secret_names(recipe.env):
         raise UserError(
             f"Recipe '{recipe.name}': env.{shown[0]}: Ray shows the environment to whoever lists jobs; name it in "
             "`secrets:` and set it where you start the run."
         )
     check_tracking(recipe)
-    check_money(recipe)
     if recipe.pod.image:
         image_reference(recipe.pod.image)
     check_budget(recipe.pod, Ranking((), (), wish_of(recipe), 0.0))
     check_stores_named(recipe)
-    store_env(recipe)
-    stores_here(recipe).check()
-    for target in _push_targets(recipe, stages):
-        check_target(target, public=recipe.milestones.public)
     check_nodes(recipe)
-    base = check_base_model(recipe, advice.append) if recipe.trainer.kind == "slime" else None
-    data: dict[StageName, StageData] = {}
-    sets: dict[StageName, dict[str, StageData]] = {}
-    last: dict[StageName, int | None] = {}
-    for name in stages:
-        with about(recipe, name):
-            found = check_data(recipe, name)
-            if found:
-                data[name] = found
-            sets[name] = check_evaluation(recipe, name)
-            launch = _check_command(recipe, name, found)
-            if launch is None:
-                total = recipe.stage(name).num_rollout
-                last[name] = None if total is None else total - 1
-                continue
-            last[name] = launch.expected_last
-            if recipe.trainer.kind == "slime":
-                advice += stage_fit(recipe, name, launch, base.parameters if base else None).advice
-    return Checked(data, sets, last, advice, base)
 
 
-check_recipe_task = task(name="check-recipe", cache_policy=NO_CACHE, persist_result=False)(check_recipe)
+def missing_here(recipe: Recipe) -> list[str]:
+    """What this machine must have and has not before the run can start: secrets, credentials of the stores."""
+    lines = []
+    if unset := unset_secrets(recipe):
+        lines.append(f"Recipe '{recipe.name}': secrets: {', '.join(unset)} not set in this environment.")
+    try:
+        store_env(recipe)
+    except UserError as error:
+        lines.append(str(error))
+    return lines
+
+
+def unset_secrets(recipe: Recipe) -> list[str]:
+    """Names in the recipe's `secrets:` that this environment does not set."""
+    return [name for name in recipe.secrets if not os.environ.get(name)]
+
+
+def look_at_stage(
+    recipe: Recipe, name: StageName, base: BaseModel | None = None, *, unseen_ok: bool = False
+) -> StageLook:
+    """Check one stage: data, evaluation, command line, reward, whether it fits. base: the Hub's model, where known.
+
+    Raises UserError; for data on a Hub that is silent DataUnseen, or with unseen_ok nothing.
+    """
+    with about(recipe, name):
+        data, sets, unseen = None, {}, None
+        try:
+            data = check_data(recipe, name)
+            sets = check_evaluation(recipe, name)
+        except DataUnseen as error:
+            if not unseen_ok:
+                raise
+            unseen = str(error)
+        launch = _check_command(recipe, name, data, unseen=unseen is not None)
+        fit = None
+        if launch is not None and recipe.trainer.kind == "slime":
+            fit = stage_fit(recipe, name, launch, base.parameters if base else None)
+    total = recipe.stage(name).num_rollout
+    last = launch.expected_last if launch else None if total is None else total - 1
+    advice = [*(fit.advice if fit else ()), *unused_stage_keys(recipe, name)]
+    return StageLook(name, data, sets, unseen, launch, fit, last, advice)
+
+
+def start_checkpoint(recipe: Recipe, store: CheckpointStore, run_id: str) -> Manifest | None:
+    """The checkpoint that `rl.init` names, of this run or of another; None when it names none.
+
+    Raises UserError when it is not there or is of another model, StoreError when the store does not answer.
+    """
+    section = recipe.rl
+    if not isinstance(section, RLSection) or section.init is None:
+        return None
+    stage = "sft"
+    if section.init.startswith("run:"):
+        run_id, _, stage = section.init.removeprefix("run:").partition("/")
+    newest = store.latest(run_id, stage)
+    if newest is None:
+        raise UserError(
+            f"rl.init is '{section.init}', but {store.uri} has no checkpoint of {run_id}/{stage}. Run "
+            "that stage first, or leave init out to start from model.hf_checkpoint."
+        )
+    what = f"rl.init is '{section.init}', so rl would begin with"
+    check_same_model(newest, recipe, what, "Use the model that was trained, or another rl.init.")
+    return newest
 
 
 def check_tracking(recipe: Recipe) -> None:
     """Refuse W&B without its key: the trainer would ask for one on a terminal that is not there."""
+    if recipe.trainer.kind != "slime":
+        return  # no other trainer is told of it
     if recipe.tracking.wandb_project is None or recipe.env.get("WANDB_MODE") in ("offline", "disabled"):
         return
     if "WANDB_API_KEY" not in recipe.secrets:
@@ -125,8 +212,8 @@ def check_stores_named(recipe: Recipe) -> None:
             )
 
 
-def _check_command(recipe: Recipe, name: StageName, data: StageData | None) -> Launch | None:
-    """Build the trainer's command line as the pod will; None for a `command`."""
+def _check_command(recipe: Recipe, name: StageName, data: StageData | None, *, unseen: bool) -> Launch | None:
+    """Build the trainer's command line as the pod will; None for a `command`, and without rows to count epochs over."""
     section, kind = recipe.stage(name), recipe.trainer.kind
     if kind == "command":
         if not section.command:
@@ -144,6 +231,8 @@ def _check_command(recipe: Recipe, name: StageName, data: StageData | None) -> L
             except UserError as error:
                 raise UserError(f"{where}: {error}") from error
     _check_reward(recipe, name)
+    if unseen and data is None and section.num_epoch is not None:
+        return None
     launch = command_line(recipe, name, data)
     if kind == "tinyslime":
         parse(launch.argv[launch.argv.index("-m") + 2 :])

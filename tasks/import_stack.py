@@ -36,7 +36,8 @@ class Imported:
 
 
 def import_stack(file: Path) -> Imported:
-    """Read the older stack's file. Raises UserError for one that cannot be read, or a token within a command."""
+    """Read the older stack's file. Raises UserError for one that cannot be read or has none of its keys, or for
+    a token within a command."""
     try:
         raw = yaml.load(file.read_text(encoding="utf-8"), yaml.BaseLoader)  # noqa: S506 - makes texts only; `yes` is a key
     except (OSError, UnicodeDecodeError) as error:
@@ -50,6 +51,11 @@ def import_stack(file: Path) -> Imported:
     stack = _Stack(file, given)
     for key, value in given.items():
         stack.take(key, value)
+    if all(fate.outcome == "UNKNOWN" for fate in stack.fates):
+        raise UserError(
+            f"{file}: has none of the older stack's keys (it has {', '.join(given) or 'only empty sections'}): is this "
+            "a launch_stack.yaml?"
+        )
     return Imported(stack.recipe(), tuple(stack.fates))
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from blocks.recipe import Recipe, StageName, home
 from plugins.errors import ControlPlaneError, UserError
-from plugins.slime.prompt_data import inspect
+from plugins.slime.prompt_data import Columns, inspect
 
 
 class DataUnseen(UserError):
@@ -31,18 +31,48 @@ def check_data(recipe: Recipe, name: StageName) -> StageData | None:
     flags = section.all_flags()
     key = flags.get("input-key")
     label = "label" if name == "rl" and recipe.trainer.kind != "command" else None
-    label = str(flags.get("label-key", label)) if label else None
-    return _inspected(dataset.path, name, str(key) if key else None, label)
+    label = str(flags.get("label-key", label)) if flags.get("label-key", label) else None
+    return _inspected(dataset.path, name, str(key) if key else None, label, columns(recipe, name))
 
 
 def check_evaluation(recipe: Recipe, name: StageName) -> dict[str, StageData]:
-    """The evaluation sets of a stage; they have the columns of its prompt data."""
-    flags = recipe.stage(name).all_flags()
+    """The evaluation sets of a stage that evaluates; they have the columns of its prompt data."""
+    if not evaluates(recipe, name):
+        return {}
+    flags, sets = recipe.stage(name).all_flags(), recipe.stage(name).evaluation.data
     key, label = str(flags.get("input-key", "prompt")), str(flags.get("label-key", "label"))
-    return {one: _inspected(path, "rl", key, label) for one, path in recipe.stage(name).evaluation.data.items()}
+    more = columns(recipe, name)
+    return {one: _inspected(path, "rl", key, label, more) for one, path in sets.items()}
 
 
-def _inspected(where: str, name: StageName, key: str | None, label: str | None) -> StageData:
+def evaluates(recipe: Recipe, name: StageName) -> bool:
+    """Whether the trainer evaluates in this stage; without engines, as in sft, slime's eval returns at once.
+
+    slime/ray/rollout.py (RolloutManager.eval) at v0.3.1.
+    """
+    if recipe.trainer.kind == "command":
+        return False
+    return name == "rl" or recipe.stage(name).extra_args.get("debug-train-only") is False
+
+
+def columns(recipe: Recipe, name: StageName) -> Columns:
+    """What slime will read of a row besides prompt and label."""
+    if recipe.trainer.kind == "command":
+        return Columns()
+    flags = recipe.stage(name).all_flags()
+    metadata, tools = str(flags.get("metadata-key") or "metadata"), flags.get("tool-key")
+    reward = bool(flags.get("rm-type") or flags.get("custom-rm-path"))
+    generate = flags.get("custom-generate-function-path") or flags.get("rollout-function-path")
+    return Columns(
+        metadata=metadata,
+        tools=str(tools) if tools else None,
+        named=frozenset(str(flags[one]) for one in ("metadata-key", "tool-key") if flags.get(one)),
+        text=name == "rl" and reward and not generate and not flags.get("apply-chat-template"),
+        needs_label=name == "rl" and bool(flags.get("rm-type")),
+    )
+
+
+def _inspected(where: str, name: StageName, key: str | None, label: str | None, more: Columns) -> StageData:
     path = Path(where)
     if "://" in where:
         from plugins.datasets.hub import fetch_dataset  # the Hub's library is loaded only where it is used
@@ -51,5 +81,5 @@ def _inspected(where: str, name: StageName, key: str | None, label: str | None) 
             path = fetch_dataset(where, home() / "datasets")
         except ControlPlaneError as error:
             raise DataUnseen(f"{where}: {error}") from error
-    found = inspect(path, name, input_key=key, label_key=label)
+    found = inspect(path, name, input_key=key, label_key=label, more=more)
     return StageData(path, found.rows, found.sha256)

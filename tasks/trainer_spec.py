@@ -15,6 +15,7 @@ from plugins.slime.defaults import Machine
 from plugins.slime.flags import Value
 from plugins.slime.launch import TrainerSpec
 from plugins.slime.tracking import tracking_flags
+from tasks.stage_data import evaluates
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ def trainer_spec(
         ref_dir=places.ref_dir,
         rollout_dir=places.rollout_dir,
         data=places.data,
-        eval_data=places.eval_data,
+        eval_data=places.eval_data if evaluates(recipe, name) else {},
         env_url=places.env_url,
         save_interval=save_interval,
         num_rollout=section.num_rollout,
@@ -96,6 +97,8 @@ def stage_flags(recipe: Recipe, name: StageName) -> dict[str, FlagValue]:
     own, names = recipe.stage(name).all_flags(), {**keys(), **_extra_keys(recipe, name)}
     if twice := sorted(own.keys() & recipe.model.args.keys()):
         raise UserError(f"set twice: model.args.{twice[0]} and {names.get(twice[0], twice[0])}")
+    if not evaluates(recipe, name):  # slime would check the flags of an evaluation that it never makes
+        own = {flag: value for flag, value in own.items() if not keys().get(flag, "").startswith("evaluation.")}
     kept = {flag: value for flag, (_, value) in _CHECKPOINT.items() if _asked(recipe, flag)}
     if twice := sorted(_CHECKPOINT.keys() & {*own, *recipe.model.args}):
         raise UserError(f"extra_args.{twice[0]}: set it by checkpoint.{_CHECKPOINT[twice[0]][0]}")

@@ -107,6 +107,19 @@ def add_tokenizer(folder: Path, base: Path) -> list[str]:
     return [path.name for path in missing]
 
 
+def check_export_inputs(iteration_dir: Path, origin: Path) -> None:
+    """UserError for folders that a person named and that are no checkpoint, or no Hugging Face model."""
+    if not iteration_dir.is_dir():
+        raise UserError(f"{iteration_dir}: no such folder; name <save dir>/iter_0000019 of a checkpoint")
+    if not (iteration_dir / ".metadata").is_file():
+        raise UserError(f"{iteration_dir}: has no .metadata, so it is no whole checkpoint of Megatron's torch_dist")
+    if not (origin / CONFIG).is_file():
+        raise UserError(
+            f"--origin {origin}: has no {CONFIG}; name the Hugging Face folder that training began with, for its "
+            "config, tokenizer and the names of tensors"
+        )
+
+
 def export_by_tool(
     iteration_dir: Path,
     output: Path,

@@ -286,7 +286,7 @@ def test_data_of_the_hub_that_cannot_be_reached_does_not_keep_a_plan_from_being_
 
     monkeypatch.setattr("plugins.datasets.hub.fetch_dataset", silent)
     text = (
-        "name: small\nlium: {base_url: emulator}\nmodel: {hf_checkpoint: /models/q}\n"
+        "name: small\nlium: {base_url: emulator}\nmodel: {hf_checkpoint: /models/q, name: qwen3-0.6B}\n"
         "sft: {data: hf://datasets/a/b/c.parquet, num_rollout: 3}\n"
     )
     (plan,) = plan_stages(load_recipe(recipe(own_folder, text)))

@@ -194,6 +194,8 @@ def test_what_was_imported_rents_nothing_before_a_ceiling_and_a_budget_are_set(
         (f"run: '{SECRET}\n", "not valid YAML"),
         ("- 1\n", "expected a launch_stack.yaml with commander:"),
         ("name: x\n", "expected a launch_stack.yaml with commander:"),
+        ("run: {lr: 1}\nworker: {host: x}\n", "none of the older stack's keys (it has run.lr, worker.host)"),
+        ("lium:\n", "none of the older stack's keys (it has only empty sections)"),
         ("run: {mode: both}\n", "run.mode: 'both': expected sft or rl"),
         ("lium: {ready_timeout_seconds: soon}\n", "lium.ready_timeout_seconds: expected a number of seconds"),
     ],

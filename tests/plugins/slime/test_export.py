@@ -11,7 +11,15 @@ from pathlib import Path
 import pytest
 
 from plugins.errors import StoreError, TornCheckpoint, UserError
-from plugins.slime.export import TOOL, add_tokenizer, check_export, export_by_tool, export_flags, has_tokenizer
+from plugins.slime.export import (
+    TOOL,
+    add_tokenizer,
+    check_export,
+    check_export_inputs,
+    export_by_tool,
+    export_flags,
+    has_tokenizer,
+)
 from tests.plugins.slime.hf_folders import CONFIG, SHARDS, write_hf, write_torch_dist
 from tests.plugins.slime.stand_in_tools import write_tools
 
@@ -126,6 +134,21 @@ def run(tmp_path: Path, hf: Path) -> Path:
         python=sys.executable,
     )
     return output
+
+
+def test_folders_that_are_neither_a_checkpoint_nor_a_model_are_named_the_checkpoint_first(
+    tmp_path: Path, hf: Path
+) -> None:
+    iteration, nowhere = tmp_path / "iter_0000007", tmp_path / "nope"
+    with pytest.raises(UserError, match="iter_0000007: no such folder"):
+        check_export_inputs(iteration, nowhere)
+    iteration.mkdir()
+    with pytest.raises(UserError, match=r"iter_0000007: has no \.metadata"):
+        check_export_inputs(iteration, nowhere)
+    write_torch_dist(iteration)
+    with pytest.raises(UserError, match=r"--origin .*/nope: has no config\.json"):
+        check_export_inputs(iteration, nowhere)
+    check_export_inputs(iteration, hf)
 
 
 def test_a_checkpoint_without_an_export_gets_one_once(tmp_path: Path, hf: Path) -> None:

@@ -4,10 +4,11 @@ import json
 import pytest
 
 from plugins.errors import UserError
-from plugins.slime.prompt_data import inspect
+from plugins.slime.prompt_data import Columns, inspect
 
 CHAT = {"messages": [{"role": "user", "content": "3+4="}, {"role": "assistant", "content": "7"}]}
 PROMPT = {"prompt": [{"role": "user", "content": "3+4="}], "label": "7"}
+NAMED = frozenset({"meta"})
 
 
 def write(path, rows):
@@ -99,3 +100,58 @@ def test_a_file_that_cannot_be_trained_on_is_refused(tmp_path, name, content, sa
 def test_a_folder_is_not_a_data_file(tmp_path):
     with pytest.raises(UserError, match="one file"):
         inspect(tmp_path, "sft")
+
+
+def test_a_byte_order_mark_is_refused_because_slime_drops_the_row_behind_it(tmp_path):
+    file = tmp_path / "d.jsonl"
+    file.write_text(json.dumps(CHAT) + "\n", encoding="utf-8-sig")
+    with pytest.raises(UserError, match="save it without BOM"):
+        inspect(file, "sft")
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+@pytest.mark.parametrize("more", [Columns(metadata="meta", named=NAMED), Columns(tools="meta", named=NAMED)])
+def test_a_column_that_was_named_and_that_no_row_has_is_refused(tmp_path, kind, more):
+    file = (parquet if kind == "parquet" else write)(tmp_path / f"d.{kind}", [CHAT])
+    with pytest.raises(UserError, match="'meta'"):
+        inspect(file, "sft", more=more)
+
+
+def test_a_named_column_that_some_rows_have_is_enough(tmp_path):
+    file = write(tmp_path / "d.jsonl", [CHAT, CHAT | {"meta": {"a": 1}}])
+    assert inspect(file, "sft", more=Columns(metadata="meta", named=NAMED)).rows == 2
+
+
+@pytest.mark.parametrize(
+    ("row", "more", "said"),
+    [
+        ({"metadata": "text"}, Columns(metadata="metadata"), "'metadata' must be a JSON object, not str: text"),
+        ({"metadata": [1]}, Columns(metadata="metadata"), "'metadata' must be a JSON object, not list"),
+        ({"tools": None}, Columns(tools="tools"), "'tools' must be a list of tools, not NoneType"),
+        ({"tools": "{half"}, Columns(tools="tools"), "'tools' is a text that is no JSON"),
+        ({"tools": '{"a": 1}'}, Columns(tools="tools"), "'tools' must be a list of tools, not dict"),
+        ({"label": float("nan")}, Columns(), "'label' is not a number"),
+        ({"label": None}, Columns(needs_label=True), "'label' is null"),
+        ({}, Columns(text=True), "set data.chat_template to true"),
+    ],
+)
+def test_what_slime_could_not_use_of_a_row_is_named(tmp_path, row, more, said):
+    file = write(tmp_path / "d.jsonl", [PROMPT | row])
+    with pytest.raises(UserError, match=said) as caught:
+        inspect(file, "rl", label_key="label", more=more)
+    assert f"{file}:1:" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("row", "more"),
+    [
+        ({"metadata": None}, Columns(metadata="metadata")),
+        ({"metadata": {}}, Columns(metadata="metadata")),
+        ({"metadata": "text"}, Columns()),
+        ({"tools": '[{"type": "function"}]'}, Columns(tools="tools")),
+        ({"label": None}, Columns()),
+        ({"prompt": "1+1"}, Columns(text=True)),
+    ],
+)
+def test_what_slime_can_use_of_a_row_is_left_alone(tmp_path, row, more):
+    assert inspect(write(tmp_path / "d.jsonl", [PROMPT | row]), "rl", label_key="label", more=more).rows == 1
