@@ -145,6 +145,7 @@ def test_folders_that_are_neither_a_checkpoint_nor_a_model_are_named_the_checkpo
     iteration.mkdir()
     with pytest.raises(UserError, match=r"iter_0000007: has no \.metadata"):
         check_export_inputs(iteration, nowhere)
+    iteration.rmdir()
     write_torch_dist(iteration)
     with pytest.raises(UserError, match=r"--origin .*/nope: has no config\.json"):
         check_export_inputs(iteration, nowhere)
