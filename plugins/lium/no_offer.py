@@ -25,9 +25,7 @@ HEADLINES: dict[str, Callable[[Wish], str]] = {
     "pod.tier": lambda wish: f"no host is of tier {wish.tier}",
     "pod.countries": lambda wish: f"no host is in {', '.join(wish.countries)}",
     "pod.min_download_mbps": lambda wish: f"no host shows a download speed of {wish.min_download_mbps:g} Mbit/s",
-    DISK: lambda wish: (
-        f"no host shows {wish.min_disk_gb:.4g} GB of free disk" + (f" for {wish.disk_for}" if wish.disk_for else "")
-    ),
+    DISK: lambda wish: f"no host shows {wish.min_disk_gb:.4g} GB of free disk",
     "pod.min_ram_gb": lambda wish: f"no host shows {wish.min_ram_gb:g} GB of memory",
     "pod.min_cuda": lambda wish: f"no host serves CUDA {wish.min_cuda:g}",
     "pod.min_ports": lambda wish: f"no host has {wish.min_ports} ports",
@@ -80,7 +78,7 @@ def _remedy(key: str, wish: Wish) -> str:
     if key == PRICE and wish.max_price_per_gpu_hour is None:
         return REMEDIES[NO_ID]
     if key == DISK and wish.disk_for:
-        return "lower checkpoint.keep or take a smaller model"
+        return f"the disk is for {wish.disk_for}: lower checkpoint.keep or take a smaller model"
     return REMEDIES.get(key, f"lower {key}")
 
 

@@ -92,10 +92,13 @@ def test_hosts_without_a_price_are_not_called_too_dear() -> None:
 
 def test_a_disk_that_was_worked_out_names_what_it_is_for_and_no_key_that_was_not_set() -> None:
     small = replace(OWL, disk_gb=100.0)
-    assert why([small], min_disk_gb=256.0, disk_for="4 checkpoints of 64 GB (qwen3-4B)") == (
-        "no host shows 256 GB of free disk for 4 checkpoints of 64 GB (qwen3-4B): the nearest is calm-owl-11 (H200 at "
-        "2.49): free disk 100 < 256 GB; lower checkpoint.keep or take a smaller model"
+    disk: dict[str, object] = {"min_disk_gb": 256.0, "disk_for": "4 checkpoints of 64 GB (qwen3-4B)"}
+    remedy = "the disk is for 4 checkpoints of 64 GB (qwen3-4B): lower checkpoint.keep or take a smaller model"
+    assert why([small], **disk) == (
+        "no host shows 256 GB of free disk: the nearest is calm-owl-11 (H200 at 2.49): free disk 100 < 256 GB; "
+        f"{remedy}"
     )
+    assert remedy in why([small, FOX], **disk, countries=("US",))
     assert why([small], min_disk_gb=256.0).endswith("lower pod.min_disk_gb")
 
 
