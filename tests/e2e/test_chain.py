@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -63,6 +64,8 @@ def test_status_names_every_stage_its_figures_and_its_checkpoint(finished: dict[
 
 def test_the_rl_stage_started_from_the_sealed_sft_export(world: World, finished: dict[str, Any]) -> None:
     logs = world.cli("logs", "both", "--stage", "rl").stdout
+    last = [line for line in logs.splitlines() if "successfully saved checkpoint from iteration" in line][-1]
+    assert re.search(r"iteration +2 ", last), "the log is whole, although the pod was given back at once"
     assert "/rl/init/hf/11" in logs or "init/hf/11" in logs
     assert len(finished["flow_runs"]["stages"]) == 2
 
