@@ -446,6 +446,12 @@ class LiumAccount:
             try:
                 with boundary(what):
                     return call()
+            except NotFound as error:
+                if self.settings.loopback and not self.settings.base_url.rstrip("/").endswith("/api"):
+                    raise NotFound(
+                        f"{error} (the address of Lium's API ends in /api: {self.settings.base_url})"
+                    ) from error
+                raise
             except RateLimited as error:
                 pause_s = min(max(pause_s, error.retry_after_s or 0.0), LONGEST_PAUSE_S)
                 if not patient or waited_s + pause_s > RATE_LIMIT_PATIENCE_S:

@@ -11,6 +11,7 @@ from blocks.recipe import Recipe, parse_recipe
 from plugins.errors import Refused, StoreError, UserError
 from tasks.check_recipe import Checked, check_recipe
 from tasks.lium_account import check_money, open_account
+from tasks.stage_data import check_data
 
 CHAT = {"messages": [{"role": "user", "content": "1+1"}, {"role": "assistant", "content": "2"}]}
 PROMPT = {"prompt": "1+1", "label": "2"}
@@ -132,6 +133,47 @@ def test_rl_data_needs_the_label_that_the_trainer_reads(check: Check, tmp_path: 
     file = rows(tmp_path / "bad.jsonl", PROMPT, {"prompt": "2+2"})
     with pytest.raises(UserError, match=r"bad\.jsonl:2: has no 'label'"):
         check("rl", rl={"data": file})
+
+
+def test_columns_that_the_recipe_names_and_the_data_lacks_are_refused(check: Check, tmp_path: Path) -> None:
+    file = rows(tmp_path / "named.jsonl", *[CHAT] * 8)
+    for key in ("metadata_key", "tool_key"):
+        with pytest.raises(UserError, match=r"named\.jsonl: no row has 'metdata'"):
+            check("sft", sft={"data": {"path": file, key: "metdata"}})
+    with pytest.raises(UserError, match=r"named\.jsonl:1: has no 'answer', and slime reads it from every row"):
+        check("sft", sft={"data": {"path": file, "label_key": "answer"}})
+
+
+def test_metadata_that_is_text_is_refused_where_the_recipe_names_no_column_too(check: Check, tmp_path: Path) -> None:
+    file = rows(tmp_path / "text.jsonl", *[PROMPT | {"metadata": "level 3"}] * 8)
+    with pytest.raises(UserError, match=r"text\.jsonl:1: 'metadata' must be a JSON object, not str: level 3"):
+        check("rl", rl={"data": file})
+
+
+CHAT_PROMPT = {"prompt": [{"role": "user", "content": "1+1"}], "label": "2"}
+
+
+@pytest.mark.parametrize(
+    ("data", "rollout", "fine"),
+    [
+        ({}, {"reward": "math"}, False),
+        ({}, {"reward_function": "my.reward"}, False),
+        ({"chat_template": True}, {"reward": "math"}, True),
+        ({}, {"reward_function": "my.reward", "generate": "my.generate"}, True),
+        ({}, {}, True),
+    ],
+)
+def test_chats_need_a_template_or_a_generate_that_takes_them(
+    tmp_path: Path, data: dict[str, Any], rollout: dict[str, Any], fine: bool
+) -> None:
+    where = rows(tmp_path / "chats.jsonl", *[CHAT_PROMPT] * 8)
+    plan = recipe(tmp_path, trainer={"kind": "slime"}, rl={"data": {"path": where, **data}, "rollout": rollout})
+    if fine:
+        found = check_data(plan, "rl")
+        assert found is not None and found.rows == 8
+        return
+    with pytest.raises(UserError, match=r"chats\.jsonl:1: .* set data\.chat_template to true"):
+        check_data(plan, "rl")
 
 
 def test_a_command_trainer_needs_neither_data_nor_known_flags(check: Check) -> None:

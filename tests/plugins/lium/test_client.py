@@ -41,6 +41,13 @@ def test_a_pod_is_rented_found_extended_and_given_back(world, name: str) -> None
     assert [event.to_status for event in account.events(row.id) if event.to_status == "RUNNING"] == ["RUNNING"]
 
 
+def test_an_address_without_api_at_its_end_is_named_where_it_leads_nowhere(world) -> None:
+    own = world.account.settings
+    there = LiumSettings(own.base_url.removesuffix("/api"), own.api_key, own.ssh_key_path)
+    with pytest.raises(ControlPlaneError, match=r"ends in /api: http://127\.0\.0\.1:\d+\)"):
+        LiumAccount(there).hosts()
+
+
 def test_a_pod_is_rented_on_the_host_and_with_the_gpus_that_were_ordered(world, name: str) -> None:
     order = world.order(name, gpu="A100", gpu_count=2)
     row = world.account.rent(order, world.intents.append)
