@@ -39,8 +39,9 @@ test: install  ## the test suite
 test-slime: install  ## tests beside checkouts: make test-slime SLIME=path MEGATRON=path (the Megatron-LM slime pins)
 	@SLIME=$(abspath $(SLIME)) MEGATRON=$(abspath $(MEGATRON)) $(BIN)/python -m pytest -q -rs -n $(WORKERS) --dist loadgroup -m slime
 
-flag-table: install  ## make plugins/slime/flags.tsv again from the parsers: make flag-table SLIME=path MEGATRON=path
+flag-table: install  ## make flags.tsv and models.tsv of plugins/slime again: make flag-table SLIME=path MEGATRON=path
 	@SLIME=$(abspath $(SLIME)) MEGATRON=$(abspath $(MEGATRON)) $(BIN)/python -m tests.slime_real.make_flag_table
+	@SLIME=$(abspath $(SLIME)) $(BIN)/python -m tests.slime_real.make_model_table
 
 lint: install  ## ruff and strict types
 	@$(BIN)/ruff check .
