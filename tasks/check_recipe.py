@@ -5,7 +5,6 @@ this machine has not set; `check_recipe` is all of it, and asks the stores and t
 a run would still need, and refuses what no environment could make right (`stage_plan.py`).
 """
 
-import os
 from dataclasses import dataclass, field
 
 from prefect import task
@@ -32,7 +31,7 @@ from tasks.nodes import check_nodes
 from tasks.plan import check_budget, wish_of
 from tasks.stage_data import DataUnseen, StageData, check_data, check_evaluation
 from tasks.stage_fit import Fit, stage_fit
-from tasks.stores import store_env, stores_here
+from tasks.stores import store_env, stores_here, unset_secrets
 from tasks.unused_keys import unused_keys, unused_stage_keys
 
 
@@ -119,11 +118,6 @@ def missing_here(recipe: Recipe) -> list[str]:
     except UserError as error:
         lines.append(str(error))
     return lines
-
-
-def unset_secrets(recipe: Recipe) -> list[str]:
-    """Names in the recipe's `secrets:` that this environment does not set."""
-    return [name for name in recipe.secrets if not os.environ.get(name)]
 
 
 def look_at_stage(

@@ -6,10 +6,11 @@ from pathlib import Path
 from blocks.recipe import Recipe, StageName, home
 from plugins.errors import ControlPlaneError, UserError
 from plugins.slime.prompt_data import Columns, inspect
+from tasks.stores import unset_secrets
 
 
 class DataUnseen(UserError):
-    """Data on the Hub that cannot be looked at now, because the Hub does not answer."""
+    """Data on the Hub that cannot be looked at now: the Hub does not answer, or wants the token that is not set yet."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ def check_data(recipe: Recipe, name: StageName) -> StageData | None:
     key = flags.get("input-key")
     label = "label" if name == "rl" and recipe.trainer.kind != "command" else None
     label = str(flags.get("label-key", label)) if flags.get("label-key", label) else None
-    return _inspected(dataset.path, name, str(key) if key else None, label, columns(recipe, name))
+    return _inspected(recipe, dataset.path, name, str(key) if key else None, label, columns(recipe, name))
 
 
 def check_evaluation(recipe: Recipe, name: StageName) -> dict[str, StageData]:
@@ -42,7 +43,7 @@ def check_evaluation(recipe: Recipe, name: StageName) -> dict[str, StageData]:
     flags, sets = recipe.stage(name).all_flags(), recipe.stage(name).evaluation.data
     key, label = str(flags.get("input-key", "prompt")), str(flags.get("label-key", "label"))
     more = columns(recipe, name)
-    return {one: _inspected(path, "rl", key, label, more) for one, path in sets.items()}
+    return {one: _inspected(recipe, path, "rl", key, label, more) for one, path in sets.items()}
 
 
 def evaluates(recipe: Recipe, name: StageName) -> bool:
@@ -72,7 +73,9 @@ def columns(recipe: Recipe, name: StageName) -> Columns:
     )
 
 
-def _inspected(where: str, name: StageName, key: str | None, label: str | None, more: Columns) -> StageData:
+def _inspected(
+    recipe: Recipe, where: str, name: StageName, key: str | None, label: str | None, more: Columns
+) -> StageData:
     path = Path(where)
     if "://" in where:
         from plugins.datasets.hub import fetch_dataset  # the Hub's library is loaded only where it is used
@@ -81,5 +84,9 @@ def _inspected(where: str, name: StageName, key: str | None, label: str | None, 
             path = fetch_dataset(where, home() / "datasets")
         except ControlPlaneError as error:
             raise DataUnseen(f"{where}: {error}") from error
+        except UserError as error:
+            if "HF_TOKEN" not in unset_secrets(recipe):
+                raise
+            raise DataUnseen(f"{where}: not without HF_TOKEN: {error}") from error
     found = inspect(path, name, input_key=key, label_key=label, more=more)
     return StageData(path, found.rows, found.sha256)

@@ -14,8 +14,8 @@ from rich.text import Text
 from blocks.recipe import Recipe
 from plugins.errors import StoreError, UserError
 from tasks.base_model import BaseModel, check_base_model
-from tasks.check_recipe import StageLook, check_keys, look_at_stage, missing_here, start_checkpoint, unset_secrets
-from tasks.stores import stores_here
+from tasks.check_recipe import StageLook, check_keys, look_at_stage, missing_here, start_checkpoint
+from tasks.stores import stores_here, unset_secrets
 from tasks.unused_keys import unused_keys
 
 

@@ -33,6 +33,11 @@ def stores_on_pod(recipe: Recipe, log: Callable[[str], None]) -> SeveralStores:
     return SeveralStores([open_store(uri) for uri in recipe.checkpoint.stores], log)
 
 
+def unset_secrets(recipe: Recipe) -> list[str]:
+    """Names in the recipe's `secrets:` that this environment does not set."""
+    return [name for name in recipe.secrets if not os.environ.get(name)]
+
+
 def store_env(recipe: Recipe) -> dict[str, str]:
     """What a pod needs to reach the recipe's stores and its base model's Hub: credentials and endpoints from here.
 

@@ -110,6 +110,18 @@ def test_a_model_that_the_hub_keeps_from_us_is_no_refusal_while_its_token_is_not
             plan_recipe(make(model))
 
 
+def test_data_that_the_hub_keeps_from_us_is_no_refusal_while_its_token_is_not_set(
+    make: Make, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    with running_hub(tmp_path / "hub", Limits()) as hub:
+        monkeypatch.setenv("HF_ENDPOINT", hub.url)
+        data = {"rl.data": "hf://datasets/ann/private/rows.jsonl"}
+        said = shown(make(data | {"secrets": ["HF_TOKEN"]}))
+        assert "data not looked at: hf://datasets/ann/private/rows.jsonl: not without HF_TOKEN: " in said
+        with pytest.raises(UserError, match="ann/private"):
+            plan_recipe(make(data))
+
+
 def test_keys_that_do_nothing_are_shown(make: Make) -> None:
     said = shown(make({"rl.optimisation": {"kl_loss_type": "k2"}, "tracking": {"wandb_team": "t"}}))
     assert "advice: rl.optimisation.kl_loss_type: does nothing without optimisation.kl_loss_coef" in said
