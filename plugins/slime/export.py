@@ -22,6 +22,8 @@ from plugins.slime.tool import run_tool
 from plugins.slime.whole import read_json, tensor_names
 
 CONFIG, INDEX, SINGLE = "config.json", "model.safetensors.index.json", "model.safetensors"
+_EXPORTED = {".json", ".safetensors", ".txt", ".model", ".jinja", ".py", ".md"}
+"""Endings of the files in an export: weights, config, tokenizer and its code."""
 TOOL = "tools/convert_torch_dist_to_hf.py"
 VOCABULARIES = (
     "tokenizer.json",
@@ -137,14 +139,19 @@ def export_by_tool(
     and the names of tensors. The folder gets its name when it is whole; one that is there and whole is left alone.
     Needs about the model's size in memory. `each`: see `run_tool`.
 
-    Raises UserError with the tool's last lines, TornCheckpoint when what it made is not whole, StoreError.
+    A torn export of that name, or of that name and `.partial`, is made anew; anything else there is left alone.
+
+    Raises UserError with the tool's last lines, or for something else at that place; TornCheckpoint when what it made
+    is not whole; StoreError.
     """
     with contextlib.suppress(TornCheckpoint):
         check_export(output)
         return
     partial = output.with_name(f"{output.name}.partial")
-    remove(partial)
-    remove(output)
+    for folder in (partial, output):
+        _check_ours(folder)
+    for folder in (partial, output):
+        remove(folder)
     argv = [python, TOOL, *export_flags(iteration_dir, partial, origin)]
     env = tool_environment(slime_dir, megatron_dir)
     run_tool(f"The export of {iteration_dir}", argv, cwd=slime_dir, env=env, log_file=log_file, each=each)
@@ -153,6 +160,17 @@ def export_by_tool(
         partial.rename(output)
     except OSError as error:
         raise StoreError(f"{output}: cannot be made ({error.strerror}): check space and rights there") from error
+
+
+def _check_ours(folder: Path) -> None:
+    """UserError unless nothing is there, an empty folder, or what an export leaves behind: it would be deleted."""
+    if not folder.exists() and not folder.is_symlink():
+        return
+    files = list(folder.iterdir()) if folder.is_dir() and not folder.is_symlink() else None
+    if files is None or not all(file.is_file() and file.suffix in _EXPORTED for file in files):
+        raise UserError(
+            f"{folder}: is there already and is no Hugging Face export; name a folder that is not there yet"
+        )
 
 
 def export_flags(iteration_dir: Path, output: Path, origin: Path) -> list[str]:

@@ -256,6 +256,22 @@ def test_what_save_hf_copies_is_enough_to_start_from(hf: Path, tmp_path: Path) -
     assert not list(copied.glob("*.safetensors")) and not (copied / "model.safetensors.index.json").exists()
 
 
+@pytest.mark.parametrize("name", ["out", "out.partial"])
+def test_what_is_no_export_is_never_deleted_for_one(tmp_path: Path, hf: Path, name: str) -> None:
+    (tmp_path / name / "models").mkdir(parents=True)
+    (tmp_path / name / "models/precious").write_text("kept")
+    with pytest.raises(UserError, match=f"{name}: is there already and is no Hugging Face export"):
+        run(tmp_path, hf)
+    assert (tmp_path / name / "models/precious").read_text() == "kept"
+
+
+def test_a_file_in_the_place_of_an_export_stays(tmp_path: Path, hf: Path) -> None:
+    (tmp_path / "out").write_text("kept")
+    with pytest.raises(UserError, match="is there already"):
+        run(tmp_path, hf)
+    assert (tmp_path / "out").read_text() == "kept"
+
+
 def test_the_verb_makes_an_export_of_a_checkpoint_that_has_none(
     tmp_path: Path, hf: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
