@@ -20,6 +20,7 @@ from plugins.errors import Fenced, TrainstackError
 from tasks import artifacts
 from tasks.line_budget import LineBudget
 from tasks.nodes import stage_root
+from tasks.plain_text import plain
 from tasks.redact import redactor
 from tasks.stage_attempt import Stage, StageEnded
 from tasks.stage_contract import StageOrder, StageResult, artifact_key
@@ -52,8 +53,9 @@ def _carry_through(order: StageOrder) -> State[Any]:
         (logger.warning if text.startswith("WARNING ") else logger.info)(text.removeprefix("WARNING "))
 
     def trainer_log(line: str) -> None:
+        line = redact(plain(line))  # before anything is cut: half a secret is not found
         for one in budget.take(line) if line.strip() else ():
-            logger.info(redact(one[:LONGEST_LINE]))
+            logger.info(one[:LONGEST_LINE])
 
     with StageReporter(order.run_id, own_id, interval_s=order.recipe.heartbeat_s, log=log) as reporter:
         stage = Stage(order, reporter, log, trainer_log, root=stage_root(order.recipe))

@@ -16,6 +16,7 @@ from plugins.lium import budget
 from plugins.lium.pods import PodRow
 from tasks.check_recipe import Checked, start_checkpoint
 from tasks.model_shape import check_same_model
+from tasks.plain_text import plain
 from tasks.pod_ledger import was_lost
 from tasks.provision_pod import drop_pod, provision_pod
 from tasks.release_pod import release_pods, undisturbed
@@ -42,6 +43,8 @@ SILENCE_LOOK_S = 5.0
 _SIGNATURE = re.compile(
     r"(?P<at>before its first iteration|at iteration \d+) \[(?P<cause>.*?)\]\.(?: |\n.*\n)Its last lines:"
 )
+_TRAINERS_WORDS = ("TrainerFailed: ", "ResumeUnproved: ", "PodUnfit: ")
+LONGEST_HEAD = 8000  # of a message of the pod, which is a stranger's
 OUTAGE_S, OUTAGE_LOOK_S = 3600.0, 10.0
 
 
@@ -126,7 +129,7 @@ class _Chain:
             reached = attempt.beat.durable if attempt.beat else None
             if reached is not None and (best is None or reached > best):
                 stuck, best = 0, reached  # losses that let the run get further may go on for weeks
-            if end is AttemptEnd.TRAINER_FAILED and _same_failures(problems):
+            if attempt.problem.startswith(_TRAINERS_WORDS) and _same_failures(problems):
                 said = attempt.problem.partition(": ")[2]
                 raise UserError(f"{name} failed {SAME_CRASHES} times in the same way. {said}")
             if end is AttemptEnd.POD_LOST:
@@ -142,7 +145,7 @@ class _Chain:
         assert result is not None
         self._outlast(lambda: self._verbs.sync(self._run, result))
         for line in result.missed:
-            self._run.log(f"WARNING {line}")
+            self._run.log(f"WARNING {plain(line)}")
         return result
 
     def end(self, *, last_sync_s: float = 0.0, keep_warm: bool = False) -> float:
@@ -332,13 +335,14 @@ def _long_enough(result: StageResult, last: int | None) -> bool:
 
 
 def _same_failures(problems: list[str]) -> bool:
-    """Whether the trainer failed the same way twice in a row: then renting again cannot help."""
+    """Whether the trainer failed the same way twice in a row: then renting again cannot help, even if each time it
+    was put down to the machine, which a text in the log may bring about."""
     newest = [_gist(problem) for problem in problems[-SAME_CRASHES:]]
     return len(newest) == SAME_CRASHES and len(set(newest)) == 1
 
 
 def _gist(problem: str) -> tuple[str, str]:
     """Where a trainer failed and how: the iteration, and the signature that its stage worked out (`failure.py`)."""
-    if found := _SIGNATURE.search(problem):
+    if found := _SIGNATURE.search(problem[:LONGEST_HEAD]):
         return found["at"], found["cause"]
     return "", re.sub(r"\d+", "#", problem.partition("\n")[0])

@@ -25,6 +25,7 @@ from plugins.lium.offers import Offer, Ranking, Rest
 from plugins.lium.pods import PodRow, RentOrder
 from plugins.lium.poller import wait_ready
 from plugins.lium.preflight import failing
+from tasks.plain_text import first_line
 from tasks.plan import check_budget, check_wish, rank_market, wish_of, with_estimates
 from tasks.pod_ledger import gpu_words, ids_of, pod_number
 from tasks.retry import outside_failed
@@ -315,6 +316,7 @@ def give_back(run: Run, row: PodRow, why: str, *, blame: bool = True, rest_hours
 
     rest_hours: None is the recipe's `bad_host_hours`.
     """
+    why = first_line(why)
     run.let_go(*row.ids)
     run.poller.unwatch(row.name)
     release(run.account, row)
@@ -341,7 +343,7 @@ def rest(run: Run, executor_id: str, why: str, hours: float | None = None) -> No
     longest = run.recipe.pod.bad_host_hours
     hours = longest if hours is None else min(hours, longest)
     if hours > 0:
-        run.board.rest_host(executor_id, Rest(until=run.clock.now() + hours * HOUR_S, why=why[:300]))
+        run.board.rest_host(executor_id, Rest(until=run.clock.now() + hours * HOUR_S, why=first_line(why)))
 
 
 @task(

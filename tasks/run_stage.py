@@ -94,29 +94,27 @@ class Attempt:
             self.result = result_of(record, self.run.run_id, self.stage)
             self.problem = "the pod says that it completed, and its result is not one of this stage"
             return AttemptEnd.COMPLETED if self.result else AttemptEnd.CRASHED
-        self.problem = record.message
+        self.problem = said = plain(record.message)
         if record.state == "CANCELLED":
             if self.run.board.cancelling():
                 raise RunCancelled(f"Run {self.run.run_id} was cancelled.")
-            raise UserError(
-                f"Stage {self.stage} of {self.run.run_id} was cancelled by hand, so the run stops: {record.message}"
-            )
+            raise UserError(f"Stage {self.stage} of {self.run.run_id} was cancelled by hand, so the run stops: {said}")
         if (cause := self._nodes.lost_after_failure()) is not None:
-            self.problem = f"{cause} (the attempt said: {record.message.partition(chr(10))[0]})"
+            self.problem = f"{cause} (the attempt said: {said.partition(chr(10))[0]})"
             self.pod.shut_out()
             return AttemptEnd.POD_LOST
         if record.state == "CRASHED":
             return AttemptEnd.CRASHED
-        kind, _, text = record.message.partition(": ")
+        kind, _, text = said.partition(": ")
         if kind in ("TrainerFailed", "ResumeUnproved"):
             return AttemptEnd.TRAINER_FAILED
         if kind == "PodUnfit":
             return AttemptEnd.POD_LOST  # its host rests, as one that lost a pod
         if kind == "StoreError":
             raise StoreError(text)
-        if kind in ("ControlPlaneError", "PodLost"):
-            return AttemptEnd.CRASHED
-        raise UserError(text or record.message)
+        if kind in _names_of(UserError):
+            raise UserError(text or said)
+        return AttemptEnd.CRASHED  # what is foreign, or not the user's, says nothing about the recipe
 
     def _read_beat(self) -> None:
         beat, stamp = self.run.board.heartbeat(self.stage, self.record.id)
@@ -255,6 +253,11 @@ class Attempt:
             if self.beat is None or self.beat.sealed is None or self.beat.durable == self.beat.sealed:
                 return
             self.run.clock.sleep(STATE_LOOK_S)
+
+
+def _names_of(error: type[Exception]) -> set[str]:
+    """The names of an error and of all that are made from it."""
+    return {error.__name__}.union(*(_names_of(kind) for kind in error.__subclasses__()))
 
 
 def submit(run: Run, pod: PodLink, order: StageOrder) -> AttemptRecord:

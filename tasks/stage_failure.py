@@ -19,9 +19,14 @@ from plugins.slime.diagnose import Diagnosis, diagnose
 from plugins.slime.failure import signature
 from plugins.slime.watchdog import Stall
 from plugins.slime.worker_logs import last_lines
+from tasks.plain_text import plain
+from tasks.redact import redactor
 from tasks.stage_attempt import PodUnfit, Stage, TrainerFailed
+from tasks.stores import SECRET_NAMES
 
 SHOWN_LINES = 25
+LONGEST_LINE, LONGEST_TEXT = 500, 8000
+"""Characters of a line and of all lines that an error shows: what carries it refuses large bodies."""
 BYTES_PER_GB = 10**9
 
 
@@ -33,10 +38,11 @@ def ended_badly(
     tail: the end of its log; exit_reason: its job's last state, exit_code its own; since: when it was started, epoch
     seconds. A PodUnfit when the machine is at fault, else a TrainerFailed.
     """
+    tail = _speakable(stage, tail)
     kind = stage.order.recipe.trainer.kind
     found = diagnose(tail, None, kind)
     logs = ray_logs(stage)
-    if found is None and logs is not None:
+    if found is None and logs is not None and kind != "command":  # a command's own exception is its cause
         found = diagnose(last_lines(logs, since), None, kind)  # what actors said after the driver had died
     found = found or diagnose((), exit_code, kind)
     if found is not None and found.name == "disk-full" and _filled_by_others(stage):
@@ -53,7 +59,7 @@ def stood_still(stage: Stage, stall: Stall, tail: Sequence[str]) -> TrainstackEr
     """The error for a trainer that the watchdog stops."""
     found = Diagnosis(stall.name, stall.sentence, stall.remedy, "unknown")
     problem = "the trainer made no progress and was stopped"
-    return _error(stage, problem, f"{stall.name} in {stall.phase}", found, tail[-SHOWN_LINES:])
+    return _error(stage, problem, f"{stall.name} in {stall.phase}", found, _speakable(stage, tail)[-SHOWN_LINES:])
 
 
 def ray_logs(stage: Stage) -> Path | None:
@@ -68,11 +74,23 @@ def _error(
     done = stage.progress.iteration
     at = "before its first iteration" if done is None else f"at iteration {done}"
     known = f"\n{found}\n" if found else " "
-    text = "\n".join(shown) or "(it wrote nothing)"
+    text = _fitting(shown) or "(it wrote nothing)"
     kind = PodUnfit if found is not None and found.mend == "pod" else TrainerFailed
     return kind(
         f"Run {stage.order.run_id}, {stage.submission_id}: {problem}, {at} [{cause}].{known}Its last lines:\n{text}"
     )
+
+
+def _speakable(stage: Stage, tail: Sequence[str]) -> list[str]:
+    """The lines without secrets and control characters: before they are cut, as half a secret is not found."""
+    redact = redactor([*stage.order.recipe.secrets, *SECRET_NAMES])
+    return [redact(plain(line)) for line in tail]
+
+
+def _fitting(shown: Sequence[str]) -> str:
+    """The lines, each cut, and as many of the last ones as there is room for."""
+    text = "\n".join(line if len(line) <= LONGEST_LINE else f"{line[: LONGEST_LINE - 3]}..." for line in shown)
+    return text if len(text) <= LONGEST_TEXT else f"...\n{text[-LONGEST_TEXT:].partition(chr(10))[2]}"
 
 
 def _filled_by_others(stage: Stage) -> bool:

@@ -17,7 +17,7 @@ from plugins.slime import layout
 from plugins.slime.diagnose import TAIL_LINES
 from plugins.slime.hooks import PROGRESS_FILE
 from plugins.slime.launch import Launch
-from plugins.slime.progress import Point, ProgressParser
+from plugins.slime.progress import Point, ProgressParser, undressed
 from plugins.slime.resume import ResumeProof
 from tasks.stage_attempt import ResumeUnproved, Stage, StageEnded
 from tasks.stage_failure import SHOWN_LINES, ended_badly
@@ -102,13 +102,20 @@ class _Voice:
         assert stage.proof is not None
         for line in self._log.lines(final=final):
             stage.trainer_log(line)
-            tail.append(line)
+            prefix, text = undressed(line)
+            tail.append(f"{prefix[0] if prefix else ''}{text}")
             stage.proof.hear_line(line)
             self.watch.hear_line(line)
             self._take(stage, self._parser.feed(line))
+        if self._log.grew and self._log.rest:
+            self.watch.hear_rest(self._log.rest)
         for line in self._hook.lines(final=final) if self._hook else ():
             stage.proof.hear_hook_line(line)
             self._take(stage, self._parser.feed_hook(line))
+
+    def last_lines(self, tail: deque[str]) -> list[str]:
+        """What it wrote last, with a line that is not ended yet."""
+        return [*list(tail)[-SHOWN_LINES:], *filter(None, [self._log.rest])]
 
     def _take(self, stage: Stage, point: Point | None) -> None:
         if point is not None:
@@ -158,7 +165,7 @@ def _follow(stage: Stage, jobs: RayJobs, voice: _Voice, publisher: Publisher, ta
         if ended:
             voice.watch.end()
             return
-        voice.watch.check(list(tail)[-SHOWN_LINES:])
+        voice.watch.check(voice.last_lines(tail))
         time.sleep(LOOK_S)
 
 

@@ -28,6 +28,10 @@ class StageWatch:
         """Take a line of the trainer's log."""
         self._dog.hear_line(line)
 
+    def hear_rest(self, rest: str) -> None:
+        """Take the log's last line, not ended yet, when the log has grown."""
+        self._dog.hear_rest(rest)
+
     def take(self, point: Point) -> None:
         """Take a point that is heard for the first time."""
         self._dog.take(point)

@@ -15,6 +15,8 @@ from plugins.slime.progress import undressed
 
 LIMIT = 300
 """Characters of a signature at most."""
+LONGEST_TEXT = 2000
+"""Characters of a text that are looked at: a program may print lines of any length."""
 
 _REPEATED = re.compile(r" *\[repeated \d+x across cluster\].*$")
 _EXCEPTION = re.compile(r"(?P<type>[A-Za-z_][\w.]*(?:\([\w.]+\))?)(?:: *(?P<message>.*))?")
@@ -25,7 +27,7 @@ _NORMAL = [
     (re.compile(r"\b[0-9A-Fa-f]{8}-(?:[0-9A-Fa-f]{4}-){3}[0-9A-Fa-f]{12}\b"), "<id>"),
     (re.compile(r"\b\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d(?:[.,]\d+)?(?:Z|[+-]\d\d:?\d\d)?"), "<time>"),
     (re.compile(r"0x[0-9A-Fa-f]+"), "<address>"),
-    (re.compile(r"(?<![\w.])(?:[\w+.-]+)?(?:/[\w+.@%{}~-]+)+/?"), "<path>"),
+    (re.compile(r"(?<![\w+.-])(?:[\w+.-]+)?(?:/[\w+.@%{}~-]+)+/?"), "<path>"),
     (re.compile(r"\b(?:\d{1,3}\.){3}\d{1,3}(?::\d+)?\b"), "<host>"),
     (re.compile(r"\b(?=[0-9a-f]*\d)(?=[0-9a-f]*[a-f])[0-9a-f]{8,}\b"), "<id>"),
     (re.compile(r"[-+]?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?"), "#"),
@@ -50,6 +52,7 @@ def signature(tail: Iterable[str], exit_reason: str = "") -> str:
 
 def normalised(text: str) -> str:
     """The text on one line, at most LIMIT characters, with ids, times, addresses, paths and numbers made alike."""
+    text = text[:LONGEST_TEXT]
     for pattern, alike in _NORMAL:
         text = pattern.sub(alike, text)
     return text.strip()[:LIMIT].rstrip()
@@ -58,6 +61,7 @@ def normalised(text: str) -> str:
 def _stripped(line: str) -> tuple[str, str]:
     """Who says it ('' for the driver), and what."""
     prefix, text = undressed(line)
+    text = text[:LONGEST_TEXT]
     return (prefix[0], _REPEATED.sub("", text)) if prefix else ("", text)
 
 

@@ -18,8 +18,12 @@ from pathlib import Path
 DICT_KINDS = ("step", "rollout", "perf", "eval")
 """Kinds whose line carries a dict of metrics."""
 
+LONGEST_LINE = 16_000
+"""Characters of a line that are read, from what stands after the last redrawing of a progress bar: longer than any line
+of figures, and short enough for a program that prints without line ends."""
+
 _ANSI = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
-_RAY_PREFIX = re.compile(r"\((?:(?P<actor>[^\s()]+) )?pid=\d+(?:, ip=[0-9A-Fa-f.:]+)?\) ?")
+_RAY_PREFIX = re.compile(r"\((?:(?P<actor>[^\s()]{1,300}) )?pid=\d+(?:, ip=[0-9A-Fa-f.:]+)?\) ?")
 _RAY_REPEATED = r"(?: \[repeated \d+x across cluster\].*)?"
 # A progress bar leaves the cursor at its end, so the next log message of that process follows it without a newline.
 _BAR = r"(?:[\w .-]+: +\d+%\|[^|\n]*\| *\d+/\d+ \[[^\[\]]*\] *)?"
@@ -53,7 +57,7 @@ _WORDS = re.compile(
     rf"{_BAR}\[\d{{4}}-\d\d-\d\d \d\d:\d\d:\d\d[^\]]*\] (?:(?P<file>[\w./-]+\.py):\d+ - )?(?P<words>.*)"
 )
 _LAST_BAR = re.compile(r"(?P<name>[\w .\[\]/-]{0,60}?): +\d+%\|[^|\n]*\| *(?P<done>\d+)/(?P<total>\d+) \[[^\[\]]*\]? *")
-_NUMBER = r"[-+]?(?:nan|inf|(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)"
+_NUMBER = r"[-+]?(?:nan|inf|(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?)"
 _ITEM = re.compile(
     r"'(?P<key>[^'\\]+)': "
     rf"(?:(?P<plain>{_NUMBER})"
@@ -142,11 +146,14 @@ def parse_values(body: str) -> dict[str, float]:
 
 
 def undressed(line: str) -> tuple[re.Match[str] | None, str]:
-    """Ray's prefix, where there is one, and the text after it, without colours and what a progress bar drew over."""
+    """Ray's prefix, where there is one, and the text after it, without colours and what a progress bar drew over; of
+    the text LONGEST_LINE characters at most."""
     text = _ANSI.sub("", line).rstrip("\r\n")
     prefix = _RAY_PREFIX.match(text)
     text = text[prefix.end() :] if prefix else text
-    return prefix, text.rsplit("\r", 1)[-1]  # a bar redraws itself with \r; what counts stands after the last one
+    return prefix, text.rsplit("\r", 1)[-1][
+        :LONGEST_LINE
+    ]  # a bar redraws itself with \r; what counts stands after the last one
 
 
 def parse_line(line: str) -> Point | None:
@@ -184,7 +191,7 @@ def logged(line: str) -> Words | None:
 
 def bar(text: str) -> tuple[str, int, int] | None:
     """Name, count and total of the progress bar that a text ends with as tqdm drew it last; None when there is none."""
-    drawn = _ANSI.sub("", text).rstrip("\r\n ").replace("\n", "\r").rsplit("\r", 1)[-1]
+    drawn = _ANSI.sub("", text).rstrip("\r\n ").replace("\n", "\r").rsplit("\r", 1)[-1][:LONGEST_LINE]
     prefix = _RAY_PREFIX.match(drawn)
     found = _LAST_BAR.fullmatch(drawn[prefix.end() :] if prefix else drawn)
     return (found["name"].strip(), int(found["done"]), int(found["total"])) if found else None

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from plugins.slime.failure import normalised
-from plugins.slime.progress import Point, bar, logged, undressed
+from plugins.slime.progress import LONGEST_LINE, Point, bar, logged, undressed
 
 Phase = Literal["start", "rollout", "train", "save", "eval"]
 
@@ -35,6 +35,7 @@ SILENCE = 3
 """A phase that was silent for a while and went on may be silent for so many times that."""
 KNOWN_PACE = 5
 """Iterations from which on a pace is known."""
+SHORT_S = 120
 _PLACES = 2000
 
 _TIMER = re.compile(r"Timer (?P<name>\w+) (?P<what>start|end)\b")  # slime/utils/timer.py:24,32
@@ -71,9 +72,14 @@ class Stall:
     def sentence(self) -> str:
         """How long, in which phase, and what it looks like."""
         return (
-            f"No sign of progress for {self.silent_s / 60:.0f} minutes in phase {self.phase} (limit "
-            f"{self.limit_s / 60:.0f}): it looks as if {self.what}"
+            f"No sign of progress for {lasting(self.silent_s)} in phase {self.phase} (limit {lasting(self.limit_s)}): "
+            f"it looks as if {self.what}"
         )
+
+
+def lasting(seconds: float) -> str:
+    """A time in words: in seconds when it is short, else in minutes."""
+    return f"{seconds:.0f} seconds" if seconds < SHORT_S else f"{seconds / 60:.0f} minutes"
 
 
 # name: (what it looks like, remedy)
@@ -124,7 +130,7 @@ class Watchdog:
     """Watches one attempt.
 
     stall_s: the recipe's limit, None never says Stall; start_s: the limit for what is done for the first time. kind: a
-    `command` trainer may write what it likes, so that each new line of its log is a sign.
+    `command` trainer may write what it likes, so that its log is alive when it grows, with line ends or without.
     """
 
     def __init__(
@@ -174,6 +180,13 @@ class Watchdog:
                 self._looks = None  # it went on
             self._sign()
 
+    def hear_rest(self, rest: str) -> None:
+        """Take the log's last line, not ended yet, when the log has grown: a bar redraws itself on it for hours."""
+        if self._any_line:
+            self._sign()
+        elif drawn := bar(rest):
+            self.see_bar(*drawn)
+
     def take(self, point: Point) -> None:
         """Take a point that `ProgressParser` gave for the first time, of the log or of the hook."""
         if point.kind == "saved":
@@ -207,6 +220,9 @@ class Watchdog:
         """How long it may be without a sign now; None for ever."""
         if self._stall_s is None:
             return None
+        if self._any_line:  # it tells nothing, so it starts for `start_s`
+            started = self._start_s - (self._sign_at - self._began)
+            return max(self._stall_s, started, SILENCE * self._quiet.get(self.phase, 0.0))
         if self._starts():
             return max(self._start_s, self._stall_s)
         least = self._stall_s
@@ -226,7 +242,7 @@ class Watchdog:
             return None
         found = self._named(self.silent_s, limit)
         return (
-            f"no sign of progress for {limit / 120:.0f} minutes in phase {self.phase}, stopped after {limit / 60:.0f} "
+            f"no sign of progress for {lasting(limit / 2)} in phase {self.phase}, stopped after {lasting(limit)} "
             f"({found.name}: {found.what})"
         )
 
@@ -237,11 +253,7 @@ class Watchdog:
 
     def _starts(self) -> bool:
         """Whether this is the first time: no iteration was heard of yet, or no such phase has been gone through (the
-        first step compiles, the first save makes its plan). A `command` trainer, which tells nothing, starts for
-        `start_s`.
-        """
-        if self._any_line:
-            return self._clock() - self._began <= self._start_s
+        first step compiles, the first save makes its plan)."""
         return self.phase == "start" or (self.phase in ("train", "save", "eval") and self.phase not in self._passed)
 
     def _sign(self) -> None:
@@ -277,7 +289,7 @@ class Watchdog:
 
     def _is_new(self, file: str, line: str, text: str) -> bool:
         """Whether this place in the code was not heard of before; without a place, whether the words were not."""
-        found = re.search(r"\.py:\d+(?= - )", line) if file else None
+        found = re.search(r"\.py:\d+(?= - )", line[-LONGEST_LINE:]) if file else None
         place = f"{file}{found[0]}" if found else normalised(text[:200])[:60]
         if place in self._places or len(self._places) >= _PLACES:
             return False

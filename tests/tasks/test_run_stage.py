@@ -161,3 +161,34 @@ def test_a_trainer_that_fails_by_its_machine_costs_the_pod_and_is_not_counted_ag
     )
     made, left = chain([fault, fault, DONE])
     assert made.stage("sft") == RESULT and left == []
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "PrefectHTTPStatusError: 413 Request Entity Too Large",
+        "Flow run encountered an exception: ValueError: x",
+        "TornCheckpoint: half a file",
+        "",
+    ],
+)
+def test_a_stage_that_ends_by_what_is_not_the_users_has_crashed(message: str) -> None:
+    here = scene(host(1))
+    here.board.records = [record(message, "FAILED")]
+    assert Attempt(here.run, Link(living()), here.board.records[0], "sft").wait() is AttemptEnd.CRASHED
+
+
+@pytest.mark.parametrize("kind", ["UserError", "Refused"])
+def test_a_stage_that_ends_by_the_user_ends_the_run_without_control_characters(kind: str) -> None:
+    here = scene(host(1))
+    here.board.records = [record(f"{kind}: wrong\x00 \x1b]0;PWNED\x07flag", "FAILED")]
+    with pytest.raises(UserError, match=r"^wrong \]0;PWNEDflag$"):
+        Attempt(here.run, Link(living()), here.board.records[0], "sft").wait()
+
+
+def test_the_same_fault_of_the_machine_on_two_hosts_is_the_users() -> None:
+    said = "PodUnfit: Run r: the trainer ended FAILED, at iteration 3 [gpu-fault: x]. Its last lines:\n"
+    made, left = chain([(LOST, None, said)] * 2 + [DONE])
+    with pytest.raises(UserError, match="failed 2 times in the same way"):
+        made.stage("sft")
+    assert len(left) == 1

@@ -10,6 +10,7 @@ from plugins.rayjobs.settings import HeadInfo, write_info
 from plugins.slime.progress import format_line
 from tasks.chain import _gist, _same_failures
 from tasks.stage_attempt import PodUnfit, TrainerFailed
+from tasks.stage_failure import LONGEST_LINE, LONGEST_TEXT
 from tasks.train_stage import train_stage
 from tests.tasks.test_train_stage import Bench, ScriptedJobs, Start
 
@@ -134,3 +135,30 @@ def test_output_that_is_worth_nothing_is_a_warning_of_the_heartbeat(bench: Bench
 
 
 NOW = datetime(2030, 1, 1)
+
+
+def test_long_lines_and_control_characters_do_not_get_into_the_error(bench: Bench) -> None:
+    def train(start: Start) -> None:
+        start.say(*["z" * 450_000] * 25, "\x1b]0;PWNED\x07\x1b[2Jlast\x00 words")
+
+    said = failure(bench, train)
+    assert len(said) < LONGEST_TEXT + 1000 and max(map(len, said.splitlines())) <= LONGEST_LINE
+    assert said.endswith("last words") and not set("\x00\x07\x1b") & set(said)
+
+
+def test_a_secret_at_the_place_where_a_line_is_cut_is_not_shown(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_verysecret")
+    said = failure(bench, lambda start: start.say("z" * (LONGEST_LINE - 10) + "hf_verysecret"))
+    assert "hf_v" not in said and "***" in said
+
+
+def test_a_bar_that_a_command_never_ended_is_among_its_last_lines(bench: Bench) -> None:
+    def train(start: Start) -> None:
+        start.log.write_text("epoch 1\nbar 10%\rbar 20%\r")
+
+    quick = {"stall_minutes": 0.004, "start_minutes": 0.004}
+    section = {"command": "train", "num_rollout": 8}
+    stage = bench.stage(watchdog=quick, trainer={"kind": "command"}, section=section)
+    with pytest.raises(TrainerFailed) as caught:
+        train_stage(stage, ScriptedJobs(train, "RUNNING"))
+    assert str(caught.value).endswith("Its last lines:\nepoch 1\nbar 20%")

@@ -276,3 +276,42 @@ def test_the_table_is_sound() -> None:
         assert "which" in re.compile(cause.words).groupindex or "{which}" not in cause.what
         assert re.compile(cause.words).match("") is None
         assert cause.mend != "recipe" or re.search(r"\b(?:[a-z]+\.[a-zA-Z_]+|secrets|extra_args|env)", cause.remedy)
+
+
+XID = "NVRM: Xid (PCI:0000:17:00): 79, GPU has fallen off the bus"
+MINE = traceback("ValueError: real bug")
+FULL = traceback("OSError: [Errno 28] No space left on device: '/x'")
+
+
+@pytest.mark.parametrize("line", [XID, f"[12.3] {XID}", "RuntimeError: No CUDA GPUs are available"])
+def test_a_line_that_a_command_prints_does_not_beat_the_exception_it_dies_of(line: str) -> None:
+    assert diagnose([line, *MINE], 1, "command") is None
+    oom = diagnose([line, *traceback(OOM)], 1, "command")
+    assert oom is not None and oom.name.startswith("cuda-out-of-memory")
+
+
+def test_a_bare_line_counts_beside_an_exception_only_with_the_prefix_of_who_says_it() -> None:
+    assert diagnose([XID, *MINE]) is None
+    found = diagnose([f"[12.3] {XID}", *MINE])
+    assert found is not None and found.name == "gpu-fault"
+
+
+@pytest.mark.parametrize("kind", ["slime", "command"])
+def test_an_exception_that_was_handled_is_not_the_death(kind: str) -> None:
+    assert diagnose([*FULL, "went on", *MINE], 1, kind) is None
+    link = "The above exception was the direct cause of the following exception:"
+    raised_from = diagnose([*FULL, "", link, "", *MINE], 1, kind)
+    assert raised_from is not None and raised_from.name == "disk-full"
+
+
+def test_of_a_launcher_that_reports_a_death_the_death_before_it_is_told() -> None:
+    report = traceback("torch.distributed.elastic.multiprocessing.errors.ChildFailedError: ")
+    ranks = [*traceback(OOM, rank="[rank0]: "), *traceback("RuntimeError: closed by peer", rank="[rank1]: ")]
+    found = diagnose([*FULL, *ranks, *report], 1, "command")
+    assert found is not None and found.name.startswith("cuda-out-of-memory")
+    assert diagnose([*FULL, *traceback("ValueError: real bug", rank="[rank0]: "), *report], 1, "command") is None
+
+
+def test_very_long_lines_are_read_in_part() -> None:
+    long = ["a" * 90_000, "-" * 90_000, " " * 90_000, "(raylet" * 9000]
+    assert diagnose([*long * 20, *FULL]) == diagnose(FULL)

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from plugins.slime.failure import LIMIT, normalised, signature
+from plugins.slime.failure import LIMIT, LONGEST_TEXT, normalised, signature
 
 
 def frames(line: int) -> list[str]:
@@ -125,3 +125,15 @@ def test_a_real_crash_of_python_is_read() -> None:
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
     assert signature(done.stderr.splitlines()) == "RuntimeError: worker # died"
+
+
+@pytest.mark.parametrize(
+    "text", ["-" * 40_000, "a" * 40_000, "/a" * 20_000, " " * 40_000 + "x", "7" * 40_000, "+." * 20_000]
+)
+def test_of_a_very_long_line_only_its_beginning_is_looked_at(text: str) -> None:
+    assert normalised(text) == normalised(text[:LONGEST_TEXT])
+    assert signature([text]) == signature([text[:LONGEST_TEXT]])
+
+
+def test_a_folder_whose_name_begins_with_dashes_is_a_folder() -> None:
+    assert normalised("at -x+y/w/z and --to=/a.b/c") == "at <path> and --to=<path>"

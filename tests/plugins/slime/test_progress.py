@@ -8,15 +8,20 @@ from pathlib import Path
 import pytest
 
 from plugins.slime.progress import (
+    LONGEST_LINE,
     Point,
     ProgressParser,
+    bar,
     format_line,
     format_loaded,
     format_saved,
     format_scheduled,
     format_skipped,
+    logged,
     parse_hook_line,
     parse_line,
+    parse_values,
+    undressed,
 )
 
 NOW = datetime(2026, 11, 22, 20, 13, 27)
@@ -175,3 +180,20 @@ def test_a_point_of_the_hook_says_so():
     point = parse_hook_line(line)
     assert point is not None and point.hook
     assert parse_line(STEP).hook is False
+
+
+@pytest.mark.parametrize("line", ["-" * 99_000, "a" * 99_000, "'k': " + "1" * 99_000, "(" * 99_000, " " * 99_000])
+def test_a_very_long_line_is_read_in_part_and_says_nothing(line: str) -> None:
+    assert len(undressed(line)[1]) <= LONGEST_LINE
+    assert parse_line(line) is None and bar(line) is None and logged(line) is None
+
+
+def test_what_stands_behind_a_long_drawn_bar_is_read() -> None:
+    said = format_line("step", 5, {"train/loss": 0.5}, file="model.py", line=9, now=datetime(2030, 1, 1))
+    point = parse_line("bar:  50%|##  | 1/2 [00:01<00:01]\r" * 5000 + said)
+    assert point is not None and (point.kind, point.number) == ("step", 5)
+
+
+def test_a_number_of_very_many_digits_is_no_work() -> None:
+    assert parse_values("'a': " + "1" * 15_000 + "x") == {}  # was tried in every way to part the digits
+    assert parse_values("'a': 1., 'b': .5, 'c': 12.25e-3") == {"a": 1.0, "b": 0.5, "c": 0.01225}

@@ -3,7 +3,7 @@
 import pytest
 
 from plugins.slime.progress import Point
-from plugins.slime.watchdog import Watchdog
+from plugins.slime.watchdog import Watchdog, lasting
 
 MINUTE = 60.0
 PLACEMENT = (
@@ -93,7 +93,7 @@ def test_waiting_for_a_placement_group_is_no_life_however_often_it_is_said() -> 
     stall = scene.wait(1).dog.stall()
     assert stall is not None and stall.name == "stall-placement-group"
     assert "8 GPUs (elapsed 3570s): 4 GPUs registered" in stall.sentence and "pod.ray_cpus" in stall.remedy
-    assert "60 minutes in phase start (limit 60)" in stall.sentence
+    assert "60 minutes in phase start (limit 60 minutes)" in stall.sentence
 
 
 def test_a_placement_group_that_came_is_forgotten() -> None:
@@ -191,3 +191,26 @@ def test_an_optimizer_step_is_counted_into_its_iteration(kind: str) -> None:
         scene.wait(0.5).step(number)
     assert scene.wait(19).name is None  # ten iterations of two minutes
     assert scene.wait(2).name is not None
+
+
+def test_a_bar_that_redraws_itself_without_a_line_end_is_life() -> None:
+    scene = Scene(kind="command").wait(61)
+    assert scene.name is not None
+    scene.dog.hear_rest("60%")
+    assert scene.name is None
+    slime = Scene().step(0).wait(31)
+    slime.dog.hear_rest("Rollout:  50%|##  | 1/2 [00:01<00:01]")
+    assert slime.name is None
+    slime.wait(200).dog.hear_rest("Rollout:  50%|##  | 1/2 [00:01<00:02]")  # drawn again, not moved
+    assert slime.name is not None
+
+
+def test_a_stall_of_a_command_tells_the_limit_it_was_stopped_by() -> None:
+    stall = Scene(kind="command").wait(61).dog.stall()
+    assert stall is not None and "for 61 minutes in phase start (limit 60 minutes)" in stall.sentence
+
+
+def test_short_times_are_told_in_seconds() -> None:
+    assert [lasting(seconds) for seconds in (0.4, 15, 119, 120, 3600)] == [
+        "0 seconds", "15 seconds", "119 seconds", "2 minutes", "60 minutes"
+    ]  # fmt: skip
