@@ -4,6 +4,7 @@
 
     Run <run>, <submission>: <problem>, at iteration 7 [<name>: <signature>].
     <name>: <what happened>. What to do: <remedy>.          (where the cause is known)
+    Earlier in the log, and survived: <name> (<words>).     (where it is not, and there is such)
     Its last lines:
     ...
 """
@@ -15,7 +16,7 @@ from pathlib import Path
 
 from plugins.errors import TrainstackError
 from plugins.rayjobs.settings import read_info
-from plugins.slime.diagnose import Diagnosis, diagnose
+from plugins.slime.diagnose import Diagnosis, diagnose, earlier_cause
 from plugins.slime.failure import signature
 from plugins.slime.watchdog import Stall
 from plugins.slime.worker_logs import last_lines
@@ -52,7 +53,8 @@ def ended_badly(
         )
     shown = tail[-SHOWN_LINES:]
     said = signature(shown, exit_reason)
-    return _error(stage, problem, f"{found.name}: {said}" if found else said, found, shown)
+    earlier = None if found else earlier_cause(tail)
+    return _error(stage, problem, f"{found.name}: {said}" if found else said, found, shown, earlier)
 
 
 def stood_still(stage: Stage, stall: Stall, tail: Sequence[str]) -> TrainstackError:
@@ -69,11 +71,11 @@ def ray_logs(stage: Stage) -> Path | None:
 
 
 def _error(
-    stage: Stage, problem: str, cause: str, found: Diagnosis | None, shown: Sequence[str]
+    stage: Stage, problem: str, cause: str, found: Diagnosis | None, shown: Sequence[str], earlier: str | None = None
 ) -> TrainerFailed | PodUnfit:
     done = stage.progress.iteration
     at = "before its first iteration" if done is None else f"at iteration {done}"
-    known = f"\n{found}\n" if found else " "
+    known = f"\n{found}\n" if found else f"\nEarlier in the log, and survived: {earlier}.\n" if earlier else " "
     text = _fitting(shown) or "(it wrote nothing)"
     kind = PodUnfit if found is not None and found.mend == "pod" else TrainerFailed
     return kind(

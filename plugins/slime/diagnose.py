@@ -161,6 +161,11 @@ class _Reader:
             bare, last = [one for one in bare if one.kind == "native"], []
         return [*death, *reversed(others), *reversed(bare), *last]
 
+    def survived(self) -> list[_Evidence]:
+        """The driver's exceptions that are no part of its death."""
+        death = self._death()
+        return [one for one in self.found if one.kind == "exception" and _RAYS not in one.speaker and one not in death]
+
     def _death(self) -> list[_Evidence]:
         """What the driver raised last and what that was raised from, the last first. Where this only follows from the
         end of another process, which may write into the same log, what was raised before that too; and what other
@@ -185,16 +190,28 @@ def _shows(cause: Cause, evidence: _Evidence, line: str) -> bool:
     return cause.match(line) is not None and cause.fits(evidence.around)
 
 
+def _read(lines: Iterable[str]) -> _Reader:
+    reader = _Reader()
+    for line in lines:
+        reader.take(line)
+    return reader
+
+
+def earlier_cause(lines: Iterable[str]) -> str | None:
+    """Name and words of a known cause that the driver raised before its death, and so survived; None without one."""
+    for one in reversed(_read(lines).survived()):
+        if found := _first_match(CAUSES, one):
+            return f"{found.name} ({one.lines[0][:200]})"
+    return None
+
+
 def diagnose(lines: Iterable[str], exit_code: int | None = None, kind: str = "slime") -> Diagnosis | None:
     """The known cause that a log's end shows; None when it shows none.
 
     lines: the end of the driver's log (TAIL_LINES are plenty), or of a worker's. exit_code: the trainer's, as Ray or a
     shell gives it. kind: `slime`, `tinyslime` or `command`; advice for a command's own flags is left to its author.
     """
-    reader = _Reader()
-    for line in lines:
-        reader.take(line)
-    evidence = reader.evidence(kind)
+    evidence = _read(lines).evidence(kind)
     for rank in range(1 + max(cause.rank for cause in CAUSES)):
         causes = [cause for cause in CAUSES if cause.rank == rank]
         for one in evidence:

@@ -9,7 +9,7 @@ from plugins.lium.offers import Rest
 from plugins.lium.pods import PodRow
 from plugins.lium.preflight import Check
 from tasks.board import WarmPod
-from tasks.provision_pod import living_pod, pod_name, pods_of, provision_pod, run_of
+from tasks.provision_pod import living_pod, pod_name, pods_of, provision_pod, rest, run_of
 from tasks.release_pod import release_pods
 from tasks.run import RunCancelled, RunEnded
 from tests.tasks.fake_market import NO_ANSWER, NO_MACHINE, host, scene
@@ -306,3 +306,10 @@ def test_a_recipe_that_is_too_big_for_the_disk_blames_the_host_for_minutes_only(
     provision(here.run, ["sft"])
     assert [order.executor_id for order in here.market.orders] == ["ex-1", "ex-2"]
     assert here.board.hosts["ex-1"].until - here.run.clock.now() <= 600
+
+
+def test_a_host_rests_for_the_first_line_of_a_reason() -> None:
+    here = scene(host(1))
+    rest(here.run, "executor", "it would not boot: " + "no disk " * 60 + "\nTraceback of 30 lines")
+    why = here.board.resting()["executor"].why
+    assert why.startswith("it would not boot: no disk") and why.endswith(" disk\u2026") and len(why) <= 300

@@ -162,3 +162,14 @@ def test_a_bar_that_a_command_never_ended_is_among_its_last_lines(bench: Bench) 
     with pytest.raises(TrainerFailed) as caught:
         train_stage(stage, ScriptedJobs(train, "RUNNING"))
     assert str(caught.value).endswith("Its last lines:\nepoch 1\nbar 20%")
+
+
+def test_a_known_cause_that_was_survived_is_mentioned_and_not_blamed(bench: Bench) -> None:
+    def train(start: Start) -> None:
+        crash("OSError: [Errno 28] No space left on device")(start)
+        start.say("went on")
+        crash(MINE)(start)
+
+    said = failure(bench, train)
+    assert said.split("\n")[0].endswith(f"[{MINE}].") and _gist(said) == ("before its first iteration", MINE)
+    assert "Earlier in the log, and survived: disk-full (OSError: [Errno 28] No space left on device)." in said
