@@ -35,7 +35,6 @@ SILENCE = 3
 """A phase that was silent for a while and went on may be silent for so many times that."""
 KNOWN_PACE = 5
 """Iterations from which on a pace is known."""
-SHORT_S = 120
 _PLACES = 2000
 
 _TIMER = re.compile(r"Timer (?P<name>\w+) (?P<what>start|end)\b")  # slime/utils/timer.py:24,32
@@ -71,15 +70,13 @@ class Stall:
     @property
     def sentence(self) -> str:
         """How long, in which phase, and what it looks like."""
-        return (
-            f"No sign of progress for {lasting(self.silent_s)} in phase {self.phase} (limit {lasting(self.limit_s)}): "
-            f"it looks as if {self.what}"
-        )
+        silent, limit = lasting(self.silent_s), lasting(self.limit_s)
+        return f"No sign of progress for {silent} in phase {self.phase} (limit {limit}): it looks as if {self.what}"
 
 
 def lasting(seconds: float) -> str:
     """A time in words: in seconds when it is short, else in minutes."""
-    return f"{seconds:.0f} seconds" if seconds < SHORT_S else f"{seconds / 60:.0f} minutes"
+    return f"{seconds:.0f} seconds" if seconds < 120 else f"{seconds / 60:.0f} minutes"
 
 
 # name: (what it looks like, remedy)
@@ -252,8 +249,7 @@ class Watchdog:
         return None if limit is None or silent < limit else self._named(silent, limit)
 
     def _starts(self) -> bool:
-        """Whether this is the first time: no iteration was heard of yet, or no such phase has been gone through (the
-        first step compiles, the first save makes its plan)."""
+        """Whether nothing was trained yet, or it is the first phase of its kind (the first step compiles, say)."""
         return self.phase == "start" or (self.phase in ("train", "save", "eval") and self.phase not in self._passed)
 
     def _sign(self) -> None:
