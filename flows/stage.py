@@ -68,7 +68,7 @@ def _carry_through(order: StageOrder) -> State[Any]:
         except Fenced as fenced:
             return Crashed(message=f"Superseded by a newer attempt: {fenced}")
         except TrainstackError as error:
-            return Failed(message=redact(f"{type(error).__name__}: {error}"))
+            return Failed(message=plain(redact(f"{type(error).__name__}: {error}")))
         finally:
             for line in budget.rest():
                 log(line)
