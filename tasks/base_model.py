@@ -19,7 +19,7 @@ from plugins.slime.convert import loaded_as_is, unknown_type
 from plugins.slime.export import CONFIG, INDEX
 from plugins.slime.flags import Value, model_args, parse_argv
 from plugins.slime.launch import HOME
-from plugins.slime.weights import HubModel, base_of, is_commit, misfits, needed_files, parameters_in, pinned
+from plugins.slime.weights import HubModel, base_of, misfits, needed_files, parameters_in, pinned
 
 KEY = "base_model"
 """Key of a lineage: `user/name@commit`."""
@@ -43,12 +43,9 @@ class BaseModel:
         return {KEY: HubModel(self.repo).at(self.revision)}
 
 
-def check_base_model(
-    recipe: Recipe, log: Callable[[str], None] = lambda _line: None, *, commit: str | None = None
-) -> BaseModel | None:
+def check_base_model(recipe: Recipe, log: Callable[[str], None] = lambda _line: None) -> BaseModel | None:
     """Look at the recipe's base model on the Hub; None for a folder on the pod, no model, or a Hub that is silent.
 
-    commit: the one the run is bound to (`known_commit`), None for what the recipe names now.
     Raises UserError when it is not there or may not be read, has no weights in safetensors, is of a type that slime
     does not know, or contradicts `model:`.
     """
@@ -59,7 +56,7 @@ def check_base_model(
 
     source = HubSource("model", place.repo, hub_url=recipe.env.get("HF_ENDPOINT"), pauses_s=(0.5, 1.0))
     try:
-        found, counted = source.commit(commit or place.revision)
+        found, counted = source.commit(place.revision)
         files = source.files(found)
         with TemporaryDirectory() as folder:
             index = Path(folder) / INDEX
@@ -111,11 +108,3 @@ def known_commit(store: CheckpointStore, run_id: str, model: HubModel) -> str | 
             if commit := pinned(manifest.lineage, model):
                 return commit
     return None
-
-
-def bound_commit(recipe: Recipe, store: CheckpointStore, run_id: str) -> str | None:
-    """`known_commit` of the recipe's base model; None as well when that is no model of the Hub. Raises StoreError."""
-    text = recipe.model.hf_checkpoint
-    if text is None or isinstance(place := base_of(text), Path):
-        return None
-    return known_commit(store, run_id, place) or (place.revision if is_commit(place.revision) else None)

@@ -11,7 +11,6 @@ import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, TypeVar
 
 from plugins.errors import ControlPlaneError, PodLost, UserError
@@ -102,15 +101,9 @@ class ClusterLink(SshLink):
             stop_supervisor(connection)
         super().stop_services()
 
-    def upload(self, files: Sequence[tuple[Path, str]]) -> list[str]:
-        """Put files where all nodes see them: slime may read the prompts on any of them."""
-        placed = []
-        for local, digest in files:
-            remote = f"{self._shared}/data/{digest[:16]}/{local.name}"
-            if self.connection.run(["test", "-f", remote], timeout_s=60).rc != 0:
-                self.connection.upload(local, remote)
-            placed.append(remote)
-        return placed
+    def data_dir(self) -> str:
+        """Where all nodes see it: slime may read the prompts on any of them."""
+        return f"{self._shared}/data"
 
     def close(self) -> None:
         """End the connections; the nodes live on."""

@@ -8,8 +8,6 @@ from pathlib import Path
 from blocks.recipe import Recipe, RLSection, StageName
 from plugins.errors import UserError
 from plugins.slime import flag_table
-from plugins.slime.cross_checks import check_flags
-from plugins.slime.flags import Value, parse_argv
 from plugins.slime.launch import Launch, TrainerSpec, build
 from plugins.slime.models import check_model_name, shape_of_model
 from tasks.save_interval import DEFAULT_ROLLOUTS
@@ -18,7 +16,6 @@ from tasks.trainer_spec import Places, keys_of, trainer_spec
 
 POD = Path("/root/trainstack")
 SLIME = Path(__file__).resolve().parents[1] / "slime"
-LATENT = "multi-latent-attention"
 
 
 def command_line(recipe: Recipe, name: StageName, data: StageData | None, *, slime_dir: Path = SLIME) -> Launch:
@@ -61,21 +58,9 @@ def command_line(recipe: Recipe, name: StageName, data: StageData | None, *, sli
 
 def _without_slime(spec: TrainerSpec) -> Launch:
     """The command line without the model's arguments, checked against the shape that these would give."""
-    shape = shape_of_model(spec.model)
-    own: Mapping[str, Value] = {"attention-backend": None} if shape.get(LATENT) else {}  # as `trainer_flags` has it
-    launch = build(replace(spec, model=None, args={**own, **spec.args}))
     if not spec.model:
-        return launch
-    flags = parse_argv(launch.argv)
-    check_flags(
-        flags,
-        spec.stage,
-        spec.machine,
-        {**shape, **{name: value for name, value in flags.items() if name in shape}},
-        spec.keys,
-        asynchronous=spec.script == "train_async.py",
-        environment=spec.env_url is not None,
-    )
+        return build(spec)
+    launch = build(replace(spec, model=None, shape=shape_of_model(spec.model)))
     note = (
         f"the arguments of {spec.model} are not in this line: slime is not checked out here "
         "(git submodule update --init slime); on the pod they come first"

@@ -92,14 +92,18 @@ class SshLink:
 
     def upload(self, files: Sequence[tuple[Path, str]]) -> list[str]:
         """Put files on the pod under names that contain their digest, so that one already there is not sent twice."""
-        placed = []
+        folder, placed = self.data_dir() if files else "", []
         for local, digest in files:
-            remote = f"trainstack/data/{digest[:16]}/{local.name}"
+            remote = f"{folder}/{digest[:16]}/{local.name}"
             if self.connection.run(["test", "-f", remote], timeout_s=60).rc != 0:
                 self.connection.upload(local, remote)
-            home = self.connection.run(["sh", "-c", 'printf %s "$HOME"'], timeout_s=60).stdout.decode()
-            placed.append(f"{home}/{remote}")
+            placed.append(remote)
         return placed
+
+    def data_dir(self) -> str:
+        """Absolute path of the folder for uploaded data on the pod."""
+        home = self.connection.run(["sh", "-c", 'printf %s "$HOME"'], timeout_s=60).stdout.decode()
+        return f"{home}/trainstack/data"
 
     def close(self) -> None:
         """End the connection; the pod lives on."""
@@ -128,7 +132,7 @@ def connect(run: Run, row: PodRow) -> PodConnection:
     except ControlPlaneError as error:
         connection.close()
         raise PodLost(f"SSH does not answer: {error}") from error
-    except BaseException:
+    except BaseException:  # also Ctrl-C: its thread must not stay
         connection.close()
         raise
     return connection

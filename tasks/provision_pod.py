@@ -277,7 +277,7 @@ def make_ready(run: Run, row: PodRow) -> PodLink:
             run.ledger.passed_preflight(ready.name)
         link.ensure_worker()
         run.ledger.ready(ready.name)
-    except BaseException:
+    except BaseException:  # also Ctrl-C: the link's thread must not stay
         link.close()
         raise
     return link

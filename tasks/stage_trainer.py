@@ -57,7 +57,7 @@ def run_trainer(stage: Stage, jobs: RayJobs, launch: Launch, publisher: Publishe
     try:
         _follow(stage, jobs, voice, publisher, tail)
         _check_end(stage, jobs, tail, since)
-    except BaseException:
+    except BaseException:  # whatever ends it, a signal too: no trainer stays
         try:
             jobs.stop(stage.submission_id, timeout_s=10)
         except ControlPlaneError as error:  # must not hide why the stage ends

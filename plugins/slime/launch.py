@@ -36,7 +36,8 @@ class TrainerSpec:
     absolute total (slime.md 2.4), num_epoch counts over data_rows; one of the two is given.
     args: slime flags without their dashes, they win over our defaults; keys: the recipe's key of a flag, for messages;
     command: the argv of kind `command`. eval_data: name and file of each evaluation set.
-    model: name of a `scripts/models/<model>.sh` of slime; megatron_dir: where slime's image keeps Megatron-LM; python:
+    model: name of a `scripts/models/<model>.sh` of slime; shape: flags of that file that checks need, where it is not
+    at hand; megatron_dir: where slime's image keeps Megatron-LM; python:
     what runs slime there.
     machine: the GPUs of the stage; nvlink: whether they are joined by NVLink, None where nobody looked.
     asynchronous: RL generates ahead (train_async.py). tracking: flags of W&B and TensorBoard (`tracking_flags`);
@@ -65,6 +66,7 @@ class TrainerSpec:
     slime_dir: Path | None = None
     seed: int | None = None
     model: str | None = None
+    shape: Mapping[str, Value] = field(default_factory=dict)
     megatron_dir: Path = Path("/root/Megatron-LM")
     python: str = "python3"
     machine: Machine = field(default_factory=Machine)
@@ -138,7 +140,9 @@ def trainer_flags(spec: TrainerSpec, architecture: Sequence[str] = ()) -> dict[s
         raise UserError(f"stage {spec.stage} has no data: set the recipe's `data` to a .jsonl or .parquet file")
     if spec.save_interval < 1:
         raise UserError(f"`save_interval` must be at least 1, not {spec.save_interval}")
-    shape = parse_argv(architecture) | {name: value for name, value in spec.args.items() if name in _SHAPE}
+    shape = {**spec.shape, **parse_argv(architecture)} | {
+        name: value for name, value in spec.args.items() if name in _SHAPE
+    }
     flags = (
         stage_defaults(spec.stage, spec.args, spec.machine, environment=spec.env_url is not None)
         | _weights(spec)

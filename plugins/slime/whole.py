@@ -45,7 +45,7 @@ def reading(path: Path, what: str) -> Iterator[None]:
         if error.errno in (None, errno.EINVAL):  # zipfile seeks before the start of a cut file
             raise TornCheckpoint(f"{path}: is no whole {what} ({error}): the write was cut") from error
         raise unreadable(path, error) from error
-    except Exception as error:
+    except Exception as error:  # a cut or hostile pickle may raise anything
         reason = f"{type(error).__name__}: {error}"
         raise TornCheckpoint(f"{path}: is no whole {what} ({reason}): the write was cut") from error
 

@@ -10,7 +10,8 @@ import pytest
 from blocks.recipe import Recipe, parse_recipe
 from plugins.checkpoints.stores.folder import FolderStore
 from plugins.errors import UserError
-from tasks.base_model import KEY, BaseModel, bound_commit, check_base_model
+from plugins.slime.weights import HubModel
+from tasks.base_model import KEY, BaseModel, check_base_model, known_commit
 from tests.hub_server.app import Limits
 from tests.hub_server.filling import fill
 from tests.hub_server.running import Running, running_hub
@@ -67,12 +68,11 @@ def test_a_model_on_the_hub_is_described(hub: Running, files: dict[str, bytes]) 
     assert found.lineage == {KEY: f"{REPO}@{commit_of(hub)}"}
 
 
-def test_a_revision_and_a_binding_name_the_commit(hub: Running, files: dict[str, bytes]) -> None:
+def test_a_revision_names_the_commit(hub: Running, files: dict[str, bytes]) -> None:
     fill(hub, TOKEN, REPO, {"README.md": b"---\nlicense: mit\n---\nnewer"})
     newest, old = check_base_model(recipe()), check_base_model(recipe(f"{REPO}@{commit_of(hub)}"))
-    bound = check_base_model(recipe(), commit=commit_of(hub))
     assert newest is not None and newest.revision != commit_of(hub)
-    assert old is not None and old.revision == commit_of(hub) and bound == old
+    assert old is not None and old.revision == commit_of(hub)
 
 
 def test_folders_and_no_model_are_nobodys_matter(hub: Running) -> None:
@@ -131,12 +131,11 @@ def test_flags_that_contradict_the_model_are_refused_before_renting(hub: Running
 
 def test_the_newest_commit_of_a_run_is_the_one_it_began_with(hub: Running, tmp_path: Path) -> None:
     store = FolderStore(tmp_path / "store")
-    assert bound_commit(recipe(), store, RUN) is None
-    assert bound_commit(recipe(f"{REPO}@{'a' * 40}"), store, RUN) == "a" * 40
+    model = HubModel(REPO)
+    assert known_commit(store, RUN, model) is None
     trainer = Trainer(tmp_path / "save")
     manifest = trainer.sealed(3).model_copy(update={"lineage": BaseModel(REPO, "b" * 40, 1, "x", {}).lineage})
     store.put(manifest, trainer.save_dir)
     assert json.loads(manifest.to_json())["lineage"] == {KEY: f"{REPO}@{'b' * 40}"}
-    assert bound_commit(recipe(), store, RUN) == "b" * 40
-    assert bound_commit(recipe("ann/other"), store, RUN) is None
-    assert bound_commit(recipe("/root/x"), store, RUN) is None
+    assert known_commit(store, RUN, model) == "b" * 40
+    assert known_commit(store, RUN, HubModel("ann/other")) is None
